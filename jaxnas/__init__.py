@@ -1,0 +1,1 @@
+"""Neural architecture search as pure JAX functions."""

@@ -1,0 +1,97 @@
+"""The types that everything else is made of. No logic lives here.
+
+Letters used for shapes throughout the project: B architectures in a batch,
+D decisions of an architecture, K = max(num_choices) choices of a decision,
+N one-edit neighbours, W words of a canonical key.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+OK, DIVERGED, ABSENT = 0, 1, 2
+"""Values of `Feedback.status`: evaluated, not finite, not in the table."""
+
+
+class InputError(ValueError):
+    """A wrong argument, flag or file; its message is one line fit for a user.
+
+    The line says what was expected, what came, and what to do about it.
+    """
+
+
+class Proposal(NamedTuple):
+    """What a strategy asks an evaluator to look at."""
+
+    arch: Array  # int32[B, D], or float32[B, D, K] relaxed
+    budget: Array  # int32[B], epochs in total; 0 = padding: neither query nor failure
+    slot: Array  # int32[B], which network this goes on training; -1 = a fresh one
+
+
+class Feedback(NamedTuple):
+    """What an evaluator answers to a `Proposal`."""
+
+    fitness: Array  # float32[B], higher is better; -inf = failed
+    cost: Array  # float32[B], what this added: seconds, or epochs without a clock
+    status: Array  # int32[B], OK or why it failed
+    metrics: dict[str, Array]  # float32[B] each, for the log only
+    objectives: Array | None = None  # float32[B, M], higher is better
+    grad: Array | None = None  # float32[B, D, K], d fitness / d arch
+
+
+class SearchSpace(NamedTuple):
+    """A set of architectures, each an `int32[D]`, and how to move in it.
+
+    A space hides its constraints in these functions. All of them but the two
+    of strings, `network` and `restrict` are traceable and work on one
+    architecture; `jax.vmap` makes the batch.
+    """
+
+    name: str
+    num_choices: tuple[int, ...]  # D entries; choices at or past them are masked
+    sample: Callable[[Array], Array]  # key -> valid int32[D]
+    mutate: Callable[[Array, Array], Array]  # key, arch -> valid one-edit neighbour
+    crossover: Callable[[Array, Array, Array], Array]  # key, two archs -> valid child
+    neighbours: Callable[[Array], tuple[Array, Array]]  # -> int32[N, D], bool[N]
+    discretize: Callable[[Array], Array]  # float32[D, K] -> valid int32[D]
+    canonical: Callable[[Array], Array]  # -> uint32[W], equal for isomorphic ones
+    network: Callable[..., Any]  # network(arch=None, **size) -> Linen module
+    restrict: Callable[[PyTree, Array], PyTree]  # supernet params -> those of arch
+    to_string: Callable[[Array], str]  # the genotype, readable
+    from_string: Callable[[str], Array]  # its inverse; raises InputError
+
+
+class Strategy(NamedTuple):
+    """A search algorithm as ask and tell; `step` is the scan's own counter.
+
+    `recommend` gives the answer of a finished search from the final state and
+    the log: the incumbent unless the strategy knows better.
+    """
+
+    init: Callable[[Array], PyTree]  # key -> state
+    ask: Callable[[Array, Array, PyTree], Proposal]  # key, step, state
+    tell: Callable[[Array, Array, PyTree, Proposal, Feedback], PyTree]  # ask's key
+    recommend: Callable[[PyTree, "Log"], Array]  # -> int32[D]
+
+
+class Evaluator(NamedTuple):
+    """What an architecture is worth, with whatever state that takes.
+
+    `data` are read-only arrays (a table, a dataset). They are an argument of
+    every step: never in the carry or a checkpoint, never batched over seeds.
+    """
+
+    data: PyTree
+    init: Callable[[Array], PyTree]  # key -> state; () for a table
+    evaluate: Callable[[Array, PyTree, PyTree, Proposal], tuple[PyTree, Feedback]]
+
+
+class Log(NamedTuple):
+    """What `search` records of every step: T steps along the first axis."""
+
+    proposal: Proposal  # discrete archs as asked; relaxed ones too
+    feedback: Feedback  # `grad` is dropped

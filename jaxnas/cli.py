@@ -1,0 +1,243 @@
+"""What a person sees of an experiment: flags, one-line errors, progress, result.
+
+PRESETS = {"quick": Config(epochs=2), "paper": Config(epochs=50)}
+
+def experiment(config: Config) -> None: ...
+
+if __name__ == "__main__":
+    main(experiment, PRESETS)
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Self, TypeVar
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+import rich.text
+import tyro
+
+from jaxnas.base import InputError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def main(
+    experiment: Callable[[ConfigT], None],
+    presets: Mapping[str, ConfigT],
+    args: Sequence[str] | None = None,
+) -> NoReturn:
+    """Runs an experiment from the command line and exits.
+
+    Exit codes: 0, 1 where a loss is not finite (FloatingPointError), 2 where
+    the input is wrong (InputError), 130 where it was interrupted, each with one
+    line on stderr. Any other exception is a bug and keeps its traceback.
+
+    Args:
+      experiment: takes the configuration.
+      presets: see `parse`.
+      args: flags, by default those of the command line.
+    """
+    try:
+        enable_compilation_cache()
+        experiment(parse(presets, args))
+        code, line = 0, ""
+    except InputError as error:
+        code, line = 2, f"error: {error}"
+    except FloatingPointError as error:
+        code, line = 1, f"error: {error}"
+    except KeyboardInterrupt as error:
+        said = ["interrupted", *map(str, error.args), "the same command goes on"]
+        code, line = 130, "; ".join(said)
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def parse(presets: Mapping[str, ConfigT], args: Sequence[str] | None = None) -> ConfigT:
+    """Reads flags over the values of a preset, so that `--help` shows those.
+
+    Args:
+      presets: frozen dataclasses with a field `preset`, by the preset's name:
+        "quick", the default on a CPU, and "paper", the default elsewhere.
+      args: flags, by default those of the command line.
+
+    Raises:
+      InputError: a flag is unknown or has a wrong value.
+      SystemExit: after `--help`.
+    """
+    args = sys.argv[1:] if args is None else args
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", nargs="?")
+    name = first.parse_known_args(args)[0].preset
+    if name not in presets:  # none is asked for; or a wrong one, which tyro refuses
+        name = "quick" if jax.default_backend() == "cpu" else "paper"
+    default = dataclasses.replace(presets[name], preset=name)  # type: ignore
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise InputError(_line(box.getvalue()))
+
+
+def _line(box: str) -> str:
+    """Makes one line of the box in which tyro explains what is wrong."""
+    rows = [row.strip("│ ") for row in box.splitlines() if row[:1] not in "╭╰"]
+    text = " ".join(rows)
+    said = re.split("─{3,}", text)[0].strip(" .").removeprefix("Error parsing ")
+    meant = re.search(r"Perhaps you meant: +(--[\w-]+)", text)
+    hint = f" (perhaps {meant[1]}?)" if meant else ""
+    return f"{said[:1].lower()}{said[1:]}{hint}; --help lists the flags"
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start is quick.
+
+    The folder is JAX's own setting (JAX_COMPILATION_CACHE_DIR) where it is made,
+    else jaxnas/jax in the user's cache folder; without one that can be written
+    there is no cache.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "jaxnas" / "jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """Prints a result as a table of two columns."""
+    table = rich.table.Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in result.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), rich.text.Text(shown))
+    rich.console.Console().print(table)
+
+
+class Progress:
+    """Shows how far a loop is: a bar on a terminal, elsewhere a line now and then.
+
+    It shows that the program compiles until `compiled` or the first `update`,
+    and takes the rate from there on.
+
+        with Progress("search", total=600, start=120) as progress:
+            compiled = jax.jit(step).lower(...).compile()
+            progress.compiled()
+            ...
+            progress.update(121, loss=2.3)
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, every: float = 10.0):
+        """Shows nothing yet.
+
+        Args:
+          title: of the bar.
+          total: number of steps.
+          start: steps that were done before.
+          every: least seconds between two lines where there is no terminal.
+        """
+        self._title, self._total, self._every = title, total, every
+        self._step, self._values = start, dict[str, float]()
+        self._opened = time.monotonic()
+        self._began: tuple[float, int] | None = None  # second and step
+        self._printed = -math.inf
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Self:
+        self._opened = time.monotonic()
+        console = rich.console.Console()
+        if console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.SpinnerColumn(finished_text=" "),
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=12),
+                _Status(self),
+                console=console,
+                refresh_per_second=4,
+            )
+            self._bar.add_task(self._title, total=None)
+            self._bar.start()
+        else:
+            self._print()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def compiled(self) -> None:
+        """Says that what comes now is steps."""
+        self._began = (time.monotonic(), self._step)
+        self._printed = -math.inf
+
+    def update(self, step: int, **values: Any) -> None:
+        """Shows the number of finished steps and the newest losses."""
+        self._step = int(step)
+        self._values = {name: float(value) for name, value in values.items()}
+        if self._began is None:
+            self.compiled()
+        if self._bar:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, total=self._total, completed=self._step)
+        elif (
+            self._step == self._total or time.monotonic() - self._printed > self._every
+        ):
+            self._print()
+
+    def status(self) -> str:
+        """Returns steps, rate, time left and losses in one line."""
+        now = time.monotonic()
+        if self._began is None:
+            waited = int(now - self._opened)
+            return f"compiling, {waited} s" if waited else "compiling"
+        began, first = self._began
+        parts = [f"{self._step}/{self._total}"]
+        if self._step > first and now > began:
+            rate = (self._step - first) / (now - began)
+            parts.append(f"{rate:.3g} steps/s")
+            if self._step < self._total:
+                parts.append(f"{_clock((self._total - self._step) / rate)} left")
+        parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
+        return "  ".join(parts)
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        print(f"{self._title}  {self.status()}", flush=True)
+
+
+class _Status(rich.progress.ProgressColumn):
+    def __init__(self, progress: Progress):
+        super().__init__(rich.table.Column(no_wrap=True, overflow="ellipsis"))
+        self._progress = progress
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        return rich.text.Text(self._progress.status())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,25 @@
+"""Images as arrays: datasets, normalisation, batches drawn by key, augmentation."""
+
+from jaxnas.data.datasets import DATASETS, Dataset, load
+from jaxnas.data.pipeline import (
+    AUGMENTATIONS,
+    Augmentation,
+    augment,
+    batch_indices,
+    channel_statistics,
+    normalize,
+    split,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "augment",
+    "batch_indices",
+    "channel_statistics",
+    "load",
+    "normalize",
+    "split",
+]

@@ -1,0 +1,1 @@
+"""Flax modules: operations, cells, whole networks."""

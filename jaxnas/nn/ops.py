@@ -1,0 +1,312 @@
+"""The operations that cells are made of, each for a whole group of edges at once.
+
+Edges that leave one state share their input. So an operation here takes one state
+and the number of edges that use it, and answers for all of them with one program:
+its kernels carry an edge axis, its batch norm has the features (edge, channel). A
+supernet of 14 edges and 8 operations compiles in a fraction of the time that way.
+
+Parameters and statistics have the edge axis first, so that those of fewer edges
+are a selection of rows. Every operation is called as `op(x, train)` with x float32[N, H, W, C] and returns
+float32[E, N, H', W', channels], or a leading 1 where it has no parameters and all
+edges get the same. N images, H and W in pixels, C channels, E edges.
+
+The operations are those of DARTS (Liu, Simonyan and Yang 2019, arXiv:1806.09055)
+and NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326).
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnas.base import Array
+from jaxnas.nn.apart import apart
+from jaxnas.nn.depthwise import depthwise_conv
+
+
+def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
+    """Initialises uniformly in plus or minus 1 / sqrt(fan_in), as PyTorch does."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(channels: int, size: int, padding: int | None = None, **kwargs) -> nn.Conv:
+    """An ordinary convolution of float32[N, H, W, C], without a bias."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return uniform_fan_in(math.prod(shape[:-1]))(key, shape, dtype)
+
+    padding = size // 2 if padding is None else padding
+    return nn.Conv(
+        channels,
+        (size, size),
+        padding=padding,
+        use_bias=False,
+        kernel_init=init,
+        **kwargs,
+    )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of float32[E, N, H, W, C] by edge and channel."""
+
+    affine: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Normalises by the batch's statistics when training, else by running ones."""
+        shape = (x.shape[0], x.shape[-1])
+        running = (
+            self.variable("batch_stats", "mean", jnp.zeros, shape),
+            self.variable("batch_stats", "var", jnp.ones, shape),
+        )
+        if train:
+            mean = x.mean((1, 2, 3))
+            var = jnp.maximum(jnp.square(x).mean((1, 2, 3)) - jnp.square(mean), 0.0)
+            if not self.is_initializing():
+                for old, new in zip(running, (mean, var), strict=True):
+                    kept = self.momentum * old.value
+                    old.value = kept + (1 - self.momentum) * new
+        else:
+            mean, var = (statistic.value for statistic in running)
+        factor = lax.rsqrt(var + self.epsilon)
+        if self.affine:
+            factor = factor * self.param("scale", nn.initializers.ones, shape)
+        offset = -mean * factor
+        if self.affine:
+            offset = offset + self.param("bias", nn.initializers.zeros, shape)
+        # One product and one sum: the gradient then needs x alone, not x - mean.
+        return x * _by_channel(factor) + _by_channel(offset)
+
+
+def _by_channel(x):
+    return x[:, None, None, None, :]
+
+
+@apart
+def _pointwise(x, kernel):
+    return jnp.einsum("enhwc,ecd->enhwd", x, kernel)
+
+
+@apart
+def _pointwise_shared(x, kernel):
+    return jnp.einsum("nhwc,ecd->enhwd", x, kernel)
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution with a kernel for every edge."""
+
+    edges: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps float32[N, H, W, C] or [E, N, H, W, C] to [E, N, H, W, channels]."""
+        shape = (self.edges, x.shape[-1], self.channels)
+        kernel = self.param("kernel", uniform_fan_in(x.shape[-1]), shape)
+        return (_pointwise if x.ndim == 5 else _pointwise_shared)(x, kernel)
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution with kernels for every edge and channel."""
+
+    edges: int
+    size: int
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps float32[N, H, W, C] or [E, N, H, W, C] to [E, N, H', W', C]."""
+        shape = (self.edges, self.size, self.size, x.shape[-1])
+        kernel = self.param("kernel", uniform_fan_in(self.size**2), shape)
+        x = x if x.ndim == 5 else x[None]
+        return depthwise_conv(x, kernel, self.stride, self.dilation)
+
+
+class SeparableConv(nn.Module):
+    """ReLU, depthwise, pointwise, batch norm; `repeats` times, the first strided."""
+
+    edges: int
+    channels: int
+    size: int
+    stride: int = 1
+    dilation: int = 1
+    repeats: int = 1
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        """See the module's docstring."""
+        for i in range(self.repeats):
+            stride = self.stride if i == 0 else 1
+            x = nn.relu(x)
+            x = Depthwise(self.edges, self.size, stride, self.dilation)(x)
+            x = Pointwise(self.edges, self.channels)(x)
+            x = BatchNorm(self.affine)(x, train)
+        return x
+
+
+class ReluConvNorm(nn.Module):
+    """ReLU, an ordinary convolution, batch norm."""
+
+    edges: int
+    channels: int
+    size: int = 1
+    stride: int = 1
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        """See the module's docstring."""
+        x = nn.relu(x)
+        if self.size == 1:
+            x = Pointwise(self.edges, self.channels)(
+                x[:, :: self.stride, :: self.stride]
+            )
+        else:
+            x = self._conv(x)
+        return BatchNorm(self.affine)(x, train)
+
+    def _conv(self, x):
+        """One convolution with the outputs of all edges."""
+        shape = (self.edges, self.size, self.size, x.shape[-1], self.channels)
+        kernel = self.param("kernel", uniform_fan_in(math.prod(shape[1:4])), shape)
+        y = lax.conv_general_dilated(
+            x,
+            jnp.moveaxis(kernel, 0, 3).reshape(*shape[1:4], -1),
+            (self.stride, self.stride),
+            [(self.size // 2, self.size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return jnp.moveaxis(y.reshape(*y.shape[:3], self.edges, self.channels), 3, 0)
+
+
+class FactorizedReduce(nn.Module):
+    """Halves height and width by two 1x1 convolutions, one pixel apart."""
+
+    edges: int
+    channels: int
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        """See the module's docstring."""
+        x = nn.relu(x)
+        odd = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
+        half = self.channels // 2
+        x = jnp.concatenate(
+            [
+                Pointwise(self.edges, half)(x[:, ::2, ::2]),
+                Pointwise(self.edges, self.channels - half)(odd[:, ::2, ::2]),
+            ],
+            -1,
+        )
+        return BatchNorm(self.affine)(x, train)
+
+
+def _shifts(x, axis, stride, fill):
+    """The three neighbours along an axis of every stride-th pixel."""
+    size = x.shape[axis]
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (1, 1)
+    x = jnp.pad(x, pads, constant_values=fill)
+    return [lax.slice_in_dim(x, i, i + size, stride, axis) for i in range(3)]
+
+
+def max_pool(x: Array, stride: int = 1) -> Array:
+    """The maximum of 3x3 pixels of float32[N, H, W, C], inside the image."""
+    # Two separable passes: reduce_window's gradient is slow on a CPU.
+    for axis in (1, 2):
+        left, centre, right = _shifts(x, axis, stride, -jnp.inf)
+        x = jnp.maximum(jnp.maximum(left, centre), right)
+    return x
+
+
+def avg_pool(x: Array, stride: int = 1) -> Array:
+    """The mean of 3x3 pixels of float32[N, H, W, C], of those inside the image."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        counts = np.full(size, 3, np.float32)
+        counts[0] -= 1
+        counts[-1] -= 1
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        x = sum(_shifts(x, axis, stride, 0.0)) / counts[::stride].reshape(shape)
+    return x
+
+
+class Pool(nn.Module):
+    """A 3x3 pooling, the same for all edges; normalised inside a supernet."""
+
+    pool: Callable[..., Array]
+    stride: int = 1
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        """See the module's docstring."""
+        x = self.pool(x, self.stride)[None]
+        return BatchNorm(affine=False)(x, train) if self.norm else x
+
+
+class Identity(nn.Module):
+    """The state itself, the same for all edges."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        """See the module's docstring."""
+        return x[None]
+
+
+def _separable(size, dilation, repeats):
+    def build(edges, channels, stride, affine, pool_norm, **kwargs):
+        how = (stride, dilation, repeats, affine)
+        return SeparableConv(edges, channels, size, *how, **kwargs)
+
+    return build
+
+
+def _conv(size):
+    def build(edges, channels, stride, affine, pool_norm, **kwargs):
+        return ReluConvNorm(edges, channels, size, stride, affine, **kwargs)
+
+    return build
+
+
+def _pool(pool):
+    def build(edges, channels, stride, affine, pool_norm, **kwargs):
+        return Pool(pool, stride, pool_norm, **kwargs)
+
+    return build
+
+
+def _skip(edges, channels, stride, affine, pool_norm, **kwargs):
+    if stride == 1:
+        return Identity(**kwargs)
+    return FactorizedReduce(edges, channels, affine, **kwargs)
+
+
+OPS: dict[str, Callable[..., nn.Module]] = {
+    "max_pool_3x3": _pool(max_pool),
+    "avg_pool_3x3": _pool(avg_pool),
+    "skip_connect": _skip,
+    "sep_conv_3x3": _separable(3, 1, 2),
+    "sep_conv_5x5": _separable(5, 1, 2),
+    "dil_conv_3x3": _separable(3, 2, 1),
+    "dil_conv_5x5": _separable(5, 2, 1),
+    "nor_conv_1x1": _conv(1),
+    "nor_conv_3x3": _conv(3),
+}
+"""Builders `(edges, channels, stride, affine, pool_norm, **module_kwargs)` by their
+names in the literature; `none`, which contributes nothing, has no module."""

@@ -1,0 +1,17 @@
+"""Pictures of a search: cells as graphs, operation weights and curves over time.
+
+Figures are made without pyplot: they need no display and leave no global state,
+and a notebook shows the one that a cell returns.
+"""
+
+from jaxnas.plots.cells import draw_cell, draw_cells
+from jaxnas.plots.curves import plot_curves, plot_operation_weights
+from jaxnas.plots.figure import save
+
+__all__ = [
+    "draw_cell",
+    "draw_cells",
+    "plot_curves",
+    "plot_operation_weights",
+    "save",
+]
