@@ -6,6 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxnas.nn.apart import apart
@@ -126,7 +127,7 @@ def restrict(params, full: tuple[Edge, ...], chosen: tuple[Edge, ...]):
     """Takes the parameters of a cell of the chosen edges out of those of a full one.
 
     Args:
-      params: of a `Cell` with edges `full`; every leaf has the edge axis first.
+      params: of a `Cell` with edges `full`, or its batch statistics.
       full: edges of the cell that the parameters are of.
       chosen: edges of the smaller cell, each with a subset of the operations.
     """
@@ -142,6 +143,10 @@ def restrict(params, full: tuple[Edge, ...], chosen: tuple[Edge, ...]):
         all_users = users(full, int(source), name)
         rows = [all_users.index(user) for user in users(chosen, int(source), name)]
         if rows:
-            take = partial(jnp.take, indices=jnp.array(rows), axis=0)
-            restricted[group] = jax.tree.map(take, leaves)
+            restricted[group] = jax.tree.map(partial(_take, rows), leaves)
     return restricted
+
+
+def _take(rows, leaf):
+    """Takes rows of the edge axis, unless all edges share the one row."""
+    return leaf if len(leaf) == 1 else leaf[np.array(rows)]

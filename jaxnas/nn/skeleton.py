@@ -1,10 +1,14 @@
 """Whole networks made of cells: a stem, stacked cells, a classifier."""
 
+import re
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnas.nn.cell import Cell, Edge
+from jaxnas.base import PyTree
+from jaxnas.nn.cell import Cell, Edge, restrict
 from jaxnas.nn.ops import (
     BatchNorm,
     FactorizedReduce,
@@ -64,12 +68,12 @@ class DartsNetwork(nn.Module):
         x = conv(3 * self.channels, 3, name="stem")(images)
         x = BatchNorm(name="stem_norm")(x[None], train)[0]
         before, channels, was_reduced = x, self.channels, False
-        halvings = self.cells // 3, 2 * self.cells // 3
+        halvings = reductions(self.cells)
         for i in range(self.cells):
             reduce = i in halvings
             channels *= 1 + reduce
             inputs = self._inputs(i, before, x, channels, was_reduced, train)
-            keep = self._keep(drop_rate, reduce, len(x))
+            keep = _keep(self, drop_rate, (len(parts[reduce]), len(x)))
             states = self._cell(i, reduce, channels)(inputs, parts[reduce], keep, train)
             before, x, was_reduced = x, jnp.concatenate(states[2:], -1), reduce
             if self.auxiliary and train and i == halvings[1]:
@@ -97,13 +101,77 @@ class DartsNetwork(nn.Module):
             name=f"cell{i}",
         )
 
-    def _keep(self, drop_rate, reduce, num_images):
-        """Drop path: zero for the lost edges, more than one for the others."""
-        if drop_rate is None:
-            return None
-        shape = (len(self.reduce if reduce else self.normal), num_images)
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop_rate, shape)
-        return kept / (1 - drop_rate)
+
+class NasBench201Network(nn.Module):
+    """The network of NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326).
+
+    A stem; three stages of cells; before the second and the third a residual block
+    that halves the image and doubles the channels; batch norm and ReLU, global
+    average pooling, a linear classifier.
+
+    Attributes:
+      edges: of a cell. State 0 is the input, state 3 the output.
+      op_names: the K choices of an edge.
+      channels: of the first stage.
+      cells: of each stage.
+      num_classes: how many.
+      affine, pool_norm: see `jaxnas.nn.cell.Cell`. Norms outside of cells are affine.
+      remat: whether the backward pass computes each cell anew, to save memory.
+    """
+
+    edges: tuple[Edge, ...]
+    op_names: tuple[str, ...]
+    channels: int = 16
+    cells: int = 5
+    num_classes: int = 10
+    affine: bool = True
+    pool_norm: bool = False
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images, weights=None, drop_rate=None, train=False):
+        """Returns logits float32[N, num_classes]; see `DartsNetwork`."""
+        if weights is None:
+            weights = jnp.ones((len(self.edges), len(self.op_names)))
+        x = conv(self.channels, 3, name="stem")(images)
+        x = BatchNorm(name="stem_norm")(x[None], train)[0]
+        for i in range(3 * self.cells):
+            stage, place = divmod(i, self.cells)
+            channels = self.channels * 2**stage
+            if stage and not place:
+                x = ResidualBlock(channels, name=f"residual{stage}")(x, train)
+            keep = _keep(self, drop_rate, (len(self.edges), len(x)))
+            x = self._cell(i, channels)([x], weights, keep, train)[-1]
+        x = nn.relu(BatchNorm(name="last_norm")(x[None], train)[0])
+        return classifier(self.num_classes, x.mean((1, 2)))
+
+    def _cell(self, i, channels):
+        kind = nn.remat(Cell, static_argnums=(4,)) if self.remat else Cell
+        return kind(
+            edges=self.edges,
+            op_names=self.op_names,
+            num_inputs=1,
+            num_states=4,
+            channels=channels,
+            affine=self.affine,
+            pool_norm=self.pool_norm,
+            name=f"cell{i}",
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, the first with stride 2, beside pooling and a 1x1 one."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps float32[N, H, W, C] to [N, ceil(H / 2), ceil(W / 2), channels]."""
+        y = ReluConvNorm(1, self.channels, 3, stride=2)(x, train)[0]
+        y = ReluConvNorm(1, self.channels, 3)(y, train)[0]
+        # Pixels outside of an image of odd size count for nothing.
+        x = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+        return y + conv(self.channels, 1)(x)
 
 
 class AuxiliaryHead(nn.Module):
@@ -132,3 +200,35 @@ def classifier(num_classes, features):
     """A linear layer on float32[N, C], initialised as PyTorch does."""
     init = uniform_fan_in(features.shape[-1])
     return nn.Dense(num_classes, kernel_init=init, bias_init=init)(features)
+
+
+def reductions(cells: int) -> tuple[int, int]:
+    """Which of the cells of a `DartsNetwork` halve the image, counted from 0."""
+    return cells // 3, 2 * cells // 3
+
+
+def _keep(module, drop_rate, shape):
+    """Drop path, float32[shape]: zero for what is lost, above one for the rest."""
+    if drop_rate is None:
+        return None
+    kept = jax.random.bernoulli(module.make_rng("drop_path"), 1 - drop_rate, shape)
+    return kept / (1 - drop_rate)
+
+
+def restrict_cells(
+    params: PyTree,
+    edges: Callable[[int, int], tuple[tuple[Edge, ...], tuple[Edge, ...]]],
+) -> PyTree:
+    """Takes the parameters of a network with fewer edges out of those of a full one.
+
+    Args:
+      params: of a whole network, or its batch statistics.
+      edges: `(i, cells)` -> the edges of the i-th of so many cells, full and chosen.
+    """
+    is_cell = {name: re.fullmatch(r"cell(\d+)", name) for name in params}
+    cells = sum(match is not None for match in is_cell.values())
+    restricted = {
+        name: restrict(leaves, *edges(int(match[1]), cells)) if match else leaves
+        for (name, leaves), match in zip(params.items(), is_cell.values(), strict=True)
+    }
+    return {name: leaves for name, leaves in restricted.items() if leaves}

@@ -1,0 +1,12 @@
+"""Search spaces, by name."""
+
+from collections.abc import Callable
+
+from jaxnas.base import SearchSpace
+from jaxnas.spaces.darts import darts
+from jaxnas.spaces.nasbench201 import nasbench201
+
+SPACES: dict[str, Callable[[], SearchSpace]] = {
+    "darts": darts,
+    "nasbench201": nasbench201,
+}
