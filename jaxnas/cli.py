@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -29,6 +29,8 @@ import rich.text
 import tyro
 
 from jaxnas.base import InputError
+from jaxnas.runs import Run
+from jaxnas.search import Scan, chunked_scan
 
 ConfigT = TypeVar("ConfigT")
 
@@ -135,6 +137,50 @@ def show_result(result: Mapping[str, Any]) -> None:
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
         table.add_row(name.replace("_", " "), rich.text.Text(shown))
     rich.console.Console().print(table)
+
+
+@contextlib.contextmanager
+def phase(
+    run: Run,
+    name: str,
+    num_steps: int,
+    chunk: int,
+    summarise: Callable[[Any], Mapping[str, Any]],
+) -> Iterator[Scan]:
+    """Gives the scan of one phase of a run: it shows, logs, times and saves.
+
+    Args:
+      run: the open work folder.
+      name: of the phase, in the log, the clock and the checkpoints.
+      num_steps: of the phase.
+      chunk: steps between two rows of the log, and two checkpoints.
+      summarise: takes the ys of a chunk, gives the numbers of its row.
+
+    Raises:
+      FloatingPointError: one of these numbers is not finite. The chunk is not saved.
+    """
+    checkpoints = run.checkpoints(name)
+    start = checkpoints.latest() or 0
+    run.log.drop_after(name, start)
+
+    with Progress(name, num_steps, start) as progress:
+
+        def on_compiled(seconds: float) -> None:
+            progress.compiled()
+            run.clock(name)
+
+        def on_chunk(step: int, carry: Any, ys: Any) -> None:
+            values = {key: float(value) for key, value in summarise(ys).items()}
+            for key, value in values.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"{name}: {key} is {value} at step {step}")
+            run.log.write(name, step, values)
+            progress.update(step, **values)
+            run.clock(name)
+
+        run.clock("compiling")
+        yield chunked_scan(chunk, checkpoints, on_chunk, on_compiled)
+        run.clock(None)
 
 
 class Progress:

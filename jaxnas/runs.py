@@ -16,7 +16,7 @@ import dataclasses
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ NOT_CONFIGURATION = ("workdir", "overwrite", "data_dir")
 
 
 @contextlib.contextmanager
-def open_run(config: Any) -> Iterator["Run"]:
+def open_run(config: Any, columns: Sequence[str]) -> Iterator["Run"]:
     """Opens the work folder of a configuration, new or begun, for one process.
 
     What the configuration says is compared but for `NOT_CONFIGURATION`.
@@ -40,6 +40,7 @@ def open_run(config: Any) -> Iterator["Run"]:
 
     Args:
       config: a dataclass with `workdir: Path` and `overwrite: bool`.
+      columns: of log.csv, after `phase` and `step`.
 
     Yields:
       The run. An interrupt or a FloatingPointError (a loss that is not finite)
@@ -54,7 +55,7 @@ def open_run(config: Any) -> Iterator["Run"]:
         folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         _claim(folder, _settings(config), config.overwrite)
-        run = Run(folder)
+        run = Run(folder, columns)
         try:
             yield run
         except FloatingPointError as error:
@@ -71,15 +72,22 @@ class Run:
     Attributes:
       folder: its path.
       seconds: spent in each phase, over all starts of the run; see `clock`.
+      log: log.csv.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, columns: Sequence[str]):
+        """Reads what earlier starts left.
+
+        Raises:
+          InputError: log.csv or run.json is damaged.
+        """
         self.folder = folder
         state = read_json(folder / "run.json", "delete it") or {}
         self.seconds: dict[str, float] = state.get("seconds", {})
         self._files: list[str] = state.get("files", [])
         self._phase: str | None = None
         self._since = 0.0
+        self.log = Log(self.path("log.csv"), tuple(columns))
 
     def path(self, name: str) -> Path:
         """Returns where to write a file; `--overwrite` will clear it."""
@@ -100,13 +108,10 @@ class Run:
         """Returns the checkpoints of a phase."""
         return Checkpoints(self.folder / "checkpoints" / phase)
 
-    def log(self, *columns: str) -> Log:
-        """Opens log.csv with these columns after `phase` and `step`.
-
-        Raises:
-          InputError: log.csv is damaged or has other columns.
-        """
-        return Log(self.path("log.csv"), columns)
+    def rate(self, phase: str) -> float | None:
+        """Returns a phase's steps per second, None if it took none."""
+        steps, seconds = self.checkpoints(phase).latest(), self.seconds.get(phase)
+        return steps / seconds if steps and seconds else None
 
     def clock(self, phase: str | None) -> None:
         """Adds the time since the last call to the phase that was named then.

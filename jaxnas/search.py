@@ -71,7 +71,7 @@ def search(
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim > 1:
         raise InputError(
             "expected a key of jax.random.key or a vector of them, one a search, but "
-            f"got {key.dtype}{list(key.shape)}: make it so"
+            f"got {key.dtype}{list(key.shape)}: make one by jax.random.key(seed)"
         )
     if num_steps < 1:
         raise InputError(f"expected 1 step or more, but got {num_steps}: ask for more")
@@ -89,8 +89,8 @@ def _keys(key: Array, step: Array | int) -> Array:
     return jax.random.split(jax.random.fold_in(key, step))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
 def _init(key: Array, init: Callable[[Array], PyTree], which: int) -> PyTree:
+    # Not jitted: a network's many small draws compile slower together than apart.
     def one(key):
         return init(_keys(key, INIT)[which])
 
@@ -204,9 +204,10 @@ def chunked_scan(
         raise InputError(f"expected chunks of 1 step or more, but got {chunk}")
 
     def scan(f: Callable, init: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-        f, total = _as_tree(f), _length(xs)
+        f, xs, total = _as_tree(f), jax.device_get(xs), _length(xs)
+        window = np.arange(min(chunk, total))
         began = time.monotonic()
-        traced = _run_chunk.trace(f, init, xs, 0, 0, size=min(chunk, total))
+        traced = _run_chunk.trace(f, init, _at(xs, window), 0)
         seconds = time.monotonic() - began
         done, carry, ys = _restore(checkpoints, init, traced.out_info[1], total)
         if done == total:
@@ -218,8 +219,9 @@ def chunked_scan(
         carry = _own(carry)
         while done < total:
             start, done = done, min(total, done - done % chunk + chunk)
-            carry, new = run(f, carry, xs, start, done)
-            new = jax.tree.map(lambda y: y[: done - start], jax.device_get(new))  # noqa: B023
+            rows = np.minimum(start + window, total - 1)  # more than are run at the end
+            carry, new = run(f, carry, _at(xs, rows), done - start)
+            new = _at(jax.device_get(new), slice(done - start))
             if on_chunk:
                 on_chunk(done, carry, new)
             ys = jax.tree.map(lambda *y: np.concatenate(y), ys, new)
@@ -251,22 +253,22 @@ def _run_step(f: Partial, carry: PyTree, x: PyTree):
     return f(carry, x)
 
 
-@functools.partial(jax.jit, static_argnames="size", donate_argnums=1)
-def _run_chunk(f: Partial, carry: PyTree, xs: PyTree, start, stop, *, size: int):
-    """Runs steps from `start` to before `stop`; ys[size, ...] may have room left.
+@functools.partial(jax.jit, donate_argnums=1)
+def _run_chunk(f: Partial, carry: PyTree, xs: PyTree, count: Array | int):
+    """Runs the first `count` of the steps xs[size, ...]; the ys beyond are zeros.
 
-    The bounds are arguments, where a `lax.scan` would be compiled for each length.
+    `lax.scan` would be compiled anew for each count.
     """
 
     def body(i, loop):
         carry, ys = loop
         carry, y = _run_step(f, carry, _at(xs, i))
-        return carry, jax.tree.map(lambda ys, y: ys.at[i - start].set(y), ys, y)
+        return carry, jax.tree.map(lambda ys, y: ys.at[i].set(y), ys, y)
 
-    # Traces the step; the loop then finds it traced.
-    _, y = jax.eval_shape(_run_step, f, carry, _at(xs, start))
-    ys = jax.tree.map(lambda y: jnp.zeros((size, *y.shape), y.dtype), y)
-    return jax.lax.fori_loop(start, stop, body, (carry, ys))
+    # This traces the step, and the loop finds it traced.
+    _, y = jax.eval_shape(_run_step, f, carry, _at(xs, 0))
+    ys = jax.tree.map(lambda y: jnp.zeros((_length(xs), *y.shape), y.dtype), y)
+    return jax.lax.fori_loop(0, count, body, (carry, ys))
 
 
 @jax.jit
@@ -284,5 +286,5 @@ def _length(xs: PyTree) -> int:
     return len(jax.tree.leaves(xs)[0])
 
 
-def _at(xs: PyTree, i: Array | int) -> PyTree:
-    return jax.tree.map(lambda x: x[i], xs)
+def _at(xs: PyTree, index: Array | np.ndarray | slice | int) -> PyTree:
+    return jax.tree.map(lambda x: x[index], xs)

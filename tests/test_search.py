@@ -152,7 +152,7 @@ def test_search_drops_the_gradient_from_the_log():
 def test_search_passes_data_as_an_argument():
     evaluator = table()
     f, init, xs = captured(jax.random.key(0), climb(), evaluator, 4)
-    lowered = search_module._run_chunk.lower(f, init, xs, 0, 1, size=2)
+    lowered = search_module._run_chunk.lower(f, init, xs[:2], 1)
     text = lowered.as_text()
     assert re.search(rf"@main\(.*%arg\d+: tensor<{ROWS}xf32>", text)
     assert not re.search(rf"constant dense.*tensor<{ROWS}x", text)
@@ -162,7 +162,7 @@ def test_search_passes_data_as_an_argument():
 def test_search_never_batches_data_over_seeds():
     keys = jax.random.split(jax.random.key(0), 7)
     f, init, xs = captured(keys, climb(), table(), 4)
-    text = search_module._run_chunk.lower(f, init, xs, 0, 1, size=2).as_text()
+    text = search_module._run_chunk.lower(f, init, xs[:2], 1).as_text()
     assert f"tensor<{ROWS}xf32>" in text
     assert f"7x{ROWS}" not in text
 
@@ -184,10 +184,10 @@ def test_search_keeps_a_branch_on_the_step_with_seeds():
 def test_search_with_seeds_equals_searches_one_by_one():
     strategy, evaluator = climb(), table()
     keys = jax.random.split(jax.random.key(1), 3)
-    (state, rows), log = search(keys, strategy, evaluator, 5)
+    (state, rows), log = search(keys, strategy, evaluator, 5, host_scan)
     archs = jax.vmap(strategy.recommend, (0, 1))(state, log)
     for i, key in enumerate(keys):
-        states, log_one = search(key, strategy, evaluator, 5)
+        states, log_one = search(key, strategy, evaluator, 5, host_scan)
         assert_trees_equal(jax.tree.map(lambda x: x[i], (state, rows)), states)  # noqa: B023
         assert_trees_equal(jax.tree.map(lambda x: x[:, i], log), log_one)  # noqa: B023
         np.testing.assert_array_equal(archs[i], strategy.recommend(states[0], log_one))
@@ -195,8 +195,8 @@ def test_search_with_seeds_equals_searches_one_by_one():
 
 def test_search_of_fewer_steps_is_the_beginning_of_a_longer_one():
     strategy, evaluator = climb(), table()
-    _, short = search(jax.random.key(0), strategy, evaluator, 3)
-    _, long = search(jax.random.key(0), strategy, evaluator, 6)
+    _, short = search(jax.random.key(0), strategy, evaluator, 3, host_scan)
+    _, long = search(jax.random.key(0), strategy, evaluator, 6, host_scan)
     assert_trees_equal(short, jax.tree.map(lambda x: x[:3], long))
 
 

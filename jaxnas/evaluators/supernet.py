@@ -148,9 +148,7 @@ def first_order(loss_fn, tx, clip, state, weights, batches):
     """The gradient by the architecture alone, at the weights after the step."""
     batch, _, outer_batch = batches
     by_params = jax.grad(loss_fn, has_aux=True)
-    grads, (stats, metrics) = by_params(
-        state.params, weights, batch, state.batch_stats
-    )
+    grads, (stats, metrics) = by_params(state.params, weights, batch, state.batch_stats)
     state = _descend(tx, state, grads, stats, clip)
     by_arch = jax.grad(loss_fn, 1, has_aux=True)
     grad, (_, valid) = by_arch(state.params, weights, outer_batch, stats)

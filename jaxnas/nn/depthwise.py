@@ -113,7 +113,7 @@ def _shifted_sum_of_edges(images, kernel, terms, size):
     for tap, image, top, left in terms:
         x = images[image, :, :, top : top + size[0], left : left + size[1]]
         for edge in range(len(x)):
-            total += x[edge] * kernel[edge, *tap]
+            total += x[edge] * kernel[edge, *tap][None, None, None]
     return total[None]
 
 

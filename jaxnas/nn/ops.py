@@ -16,6 +16,7 @@ and NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326).
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -33,12 +34,16 @@ def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
-        # A draw compiles for a fifth of a second, again for each size: so few sizes.
-        size = math.prod(shape)
-        draw = jax.random.uniform(key, (2 ** (size - 1).bit_length(),), dtype)
-        return bound * (2 * draw[:size].reshape(shape) - 1)
+        # Each size that is drawn compiles for a fifth of a second: so a few sizes.
+        size = 2 ** (math.prod(shape) - 1).bit_length()
+        return _first(jax.random.uniform(key, (size,), dtype, -bound, bound), shape)
 
     return init
+
+
+@partial(jax.jit, static_argnums=1)
+def _first(draw, shape):
+    return draw[: math.prod(shape)].reshape(shape)
 
 
 def conv(channels: int, size: int, padding: int | None = None, **kwargs) -> nn.Conv:

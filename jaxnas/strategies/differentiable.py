@@ -79,14 +79,14 @@ def differentiable(
         updates, opt_state = tx.update(
             pull_back(grad)[0], state.opt_state, state.logits
         )
-        new = DifferentiableState(
-            optax.apply_updates(state.logits, updates), opt_state
-        )
+        new = DifferentiableState(optax.apply_updates(state.logits, updates), opt_state)
         return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, state)
 
     def recommend(state: DifferentiableState, log: Log) -> Array:
         del log
         # Any key: the answer is what the relaxation tends to, not a sample.
-        return space.discretize(jax.nn.softmax(jnp.where(valid, state.logits, -jnp.inf)))
+        return space.discretize(
+            jax.nn.softmax(jnp.where(valid, state.logits, -jnp.inf))
+        )
 
     return Strategy(init, ask, tell, recommend)
