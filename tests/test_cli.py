@@ -1,8 +1,6 @@
 import dataclasses
-import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +9,6 @@ from typing import Literal
 
 import jax
 import pytest
-import rich.console
 
 from jaxnas import cli
 from jaxnas.base import InputError
@@ -158,7 +155,7 @@ class Config:
     wait: float = 0.0
 
 def experiment(config):
-    with runs.open_run(config) as run:
+    with runs.open_run(config, ["loss"]) as run:
         result = run.result()
         if result is None:
             with cli.Progress("search", 3) as progress:
@@ -225,77 +222,6 @@ def test_interrupted_experiment_says_how_to_go_on(tmp_path):
     assert err == (
         "interrupted; the last good checkpoint is runs/toy/checkpoints/search/1; "
         "the same command goes on\n"
-    )
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("time.monotonic", clock)
-    return clock
-
-
-def test_progress_takes_rate_and_time_left_from_after_compiling(clock):
-    with cli.Progress("search", total=600, start=120) as progress:
-        clock.now = 65.0
-        assert progress.status() == "compiling, 65 s"
-        progress.compiled()
-        assert progress.status() == "120/600"
-        clock.now = 75.0
-        progress.update(140, loss=1.25)
-        assert progress.status() == "140/600  2 steps/s  3:50 left  loss 1.25"
-        clock.now = 85.0
-        progress.update(160, loss=float("nan"), valid=123456)
-        assert progress.status() == (
-            "160/600  2 steps/s  3:40 left  loss nan  valid 1.235e+05"
-        )
-        clock.now = 65.0 + 240
-        progress.update(600)
-        assert progress.status() == "600/600  2 steps/s"
-
-
-def test_progress_without_compiled_leaves_the_first_update_out_of_the_rate(clock):
-    with cli.Progress("search", total=100_000) as progress:
-        clock.now = 50.0
-        progress.update(10)
-        assert progress.status() == "10/100000"
-        clock.now = 60.0
-        progress.update(20)
-        assert progress.status() == "20/100000  1 steps/s  27:46:20 left"
-
-
-def test_progress_without_a_terminal_prints_a_line_now_and_then(clock, capsys):
-    with cli.Progress("search", total=100, every=10) as progress:
-        for step in range(1, 101):
-            clock.now += 1
-            progress.update(step)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "search  compiling"
-    shown = [int(line.split()[1].split("/")[0]) for line in lines[1:]]
-    assert shown == [1, 12, 23, 34, 45, 56, 67, 78, 89, 100]
-
-
-def test_progress_on_a_terminal_is_a_bar_of_one_line(clock, monkeypatch):
-    file = io.StringIO()
-    console = rich.console.Console(file=file, force_terminal=True, width=80)
-    monkeypatch.setattr(rich.console, "Console", lambda: console)
-    with cli.Progress("search", total=600) as progress:
-        clock.now = 60
-        progress.compiled()
-        clock.now = 160
-        progress.update(300, train=1.234567, valid=1.45678)
-    text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", file.getvalue())
-    line = re.split(r"[\r\n]+", text.rstrip("\r\n"))[-1]
-    assert re.fullmatch(
-        r". search [━╸╺]{12} 300/600  3 steps/s  1:40 left  train 1.235  valid 1.457 *",
-        line,
     )
 
 

@@ -13,6 +13,9 @@ import pytest
 from jaxnas.base import InputError
 from jaxnas.runs import open_run
 
+COLUMNS = ("loss",)
+NEW = {"config.json", "log.csv", "run.json"}  # files of a run that did nothing yet
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -31,9 +34,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def work(config: Config) -> None:
-    with open_run(config) as run:
+    with open_run(config, COLUMNS) as run:
         run.checkpoints("search").save(1, {"a": np.zeros(2)})
-        run.log("loss").write("search", 1, {"loss": 1.0})
+        run.log.write("search", 1, {"loss": 1.0})
         run.path("curve.png").write_bytes(b"png")
         run.write_json("genotype.json", {"normal": []})
         run.finish({"test_accuracy": 50.0})
@@ -42,7 +45,7 @@ def work(config: Config) -> None:
 def assert_refused(config: Config, match: str) -> None:
     folder = config.workdir
     before = contents(folder) if folder.is_dir() else None
-    with pytest.raises(InputError, match=match) as error, open_run(config):
+    with pytest.raises(InputError, match=match) as error, open_run(config, COLUMNS):
         pass
     assert "\n" not in str(error.value)
     assert before == (contents(folder) if folder.is_dir() else None)
@@ -50,11 +53,11 @@ def assert_refused(config: Config, match: str) -> None:
 
 def test_new_run_writes_its_configuration(tmp_path):
     folder = tmp_path / "runs" / "new"
-    with open_run(Config(folder)) as run:
+    with open_run(Config(folder), COLUMNS) as run:
         assert run.folder == folder
         assert run.result() is None
         assert run.kept() == "there is no checkpoint yet"
-    assert contents(folder).keys() == {"config.json"}
+    assert contents(folder).keys() == NEW
     assert json.loads((folder / "config.json").read_text()) == {
         "seed": 0,
         "sizes": [1, 2],
@@ -68,10 +71,10 @@ def test_same_configuration_goes_on(tmp_path):
     before = contents(tmp_path)
     # A moved data folder is the same run; so is a repeated --overwrite.
     again = Config(tmp_path, overwrite=True, data_dir=Path("moved"))
-    with open_run(again) as run:
+    with open_run(again, COLUMNS) as run:
         assert run.result()["test_accuracy"] == 50
         assert run.checkpoints("search").latest() == 1
-        assert run.log("loss").read("search") == {"step": [1], "loss": [1]}
+        assert run.log.read("search") == {"step": [1], "loss": [1]}
     assert contents(tmp_path) == before
 
 
@@ -104,19 +107,21 @@ def test_overwrite_clears_what_the_run_wrote_and_nothing_else(tmp_path):
     for name, content in foreign.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    with open_run(Config(tmp_path, overwrite=True, seed=3)) as run:
+    with open_run(Config(tmp_path, overwrite=True, seed=3), COLUMNS) as run:
         assert run.result() is None
         assert run.checkpoints("search").latest() is None
         assert run.seconds == {}
+        assert run.log.read("search") == {"step": [], "loss": []}
     left = contents(tmp_path)
-    assert json.loads(left.pop("config.json"))["seed"] == 3
-    assert left == foreign
+    assert json.loads(left["config.json"])["seed"] == 3
+    assert left.keys() == NEW | foreign.keys()
+    assert {name: left[name] for name in foreign} == foreign
 
 
 def test_overwrite_without_foreign_files_leaves_an_empty_folder(tmp_path):
     work(Config(tmp_path))
-    with open_run(Config(tmp_path, overwrite=True, seed=3)):
-        assert os.listdir(tmp_path) == ["config.json"]
+    with open_run(Config(tmp_path, overwrite=True, seed=3), COLUMNS):
+        assert set(os.listdir(tmp_path)) == NEW
 
 
 def test_overwrite_does_not_leave_the_folder(tmp_path):
@@ -125,7 +130,7 @@ def test_overwrite_does_not_leave_the_folder(tmp_path):
     work(Config(folder))
     state = {"files": ["../mine", str(tmp_path / "mine")], "seconds": {}}
     (folder / "run.json").write_text(json.dumps(state))
-    with open_run(Config(folder, overwrite=True, seed=3)):
+    with open_run(Config(folder, overwrite=True, seed=3), COLUMNS):
         assert (tmp_path / "mine").read_text() == "mine"
 
 
@@ -159,7 +164,7 @@ def test_damaged_configuration_is_refused_but_can_be_overwritten(tmp_path, conte
     work(Config(tmp_path))
     (tmp_path / "config.json").write_bytes(content)
     assert_refused(Config(tmp_path), r"config\.json is damaged .*--overwrite")
-    with open_run(Config(tmp_path, overwrite=True)) as run:
+    with open_run(Config(tmp_path, overwrite=True), COLUMNS) as run:
         assert run.result() is None
 
 
@@ -167,7 +172,10 @@ def test_damaged_result_and_state_are_refused(tmp_path):
     work(Config(tmp_path))
     (tmp_path / "result.json").write_text("{")
     match = r"result\.json is damaged .*: delete it to go on"
-    with open_run(Config(tmp_path)) as run, pytest.raises(InputError, match=match):
+    with (
+        open_run(Config(tmp_path), COLUMNS) as run,
+        pytest.raises(InputError, match=match),
+    ):
         run.result()
     (tmp_path / "run.json").write_text("{")
     assert_refused(Config(tmp_path), r"run\.json is damaged .*: delete it")
@@ -180,7 +188,7 @@ def test_second_process_is_refused(tmp_path):
             "from jaxnas.runs import open_run",
             "@dataclasses.dataclass",
             "class Config: workdir: pathlib.Path; overwrite: bool = False",
-            "with open_run(Config(pathlib.Path(sys.argv[1]))):",
+            "with open_run(Config(pathlib.Path(sys.argv[1])), ()):",
             "    print(1, flush=True); sys.stdin.read()",
         ]
     )
@@ -196,12 +204,12 @@ def test_second_process_is_refused(tmp_path):
         assert_refused(Same(tmp_path), "is used by another process: wait for it")
         first.kill()
         first.wait()
-    with open_run(Same(tmp_path)):
+    with open_run(Same(tmp_path), COLUMNS):
         pass
 
 
 def test_result_has_seconds_version_and_device(tmp_path):
-    with open_run(Config(tmp_path)) as run:
+    with open_run(Config(tmp_path), COLUMNS) as run:
         run.clock("search")
         result = run.finish({"accuracy": np.float32(97.5), "loss": float("nan")})
     assert result == json.loads((tmp_path / "result.json").read_text())
@@ -217,22 +225,35 @@ def test_result_has_seconds_version_and_device(tmp_path):
 def test_clock_adds_up_over_phases_and_starts(tmp_path, monkeypatch):
     times = iter([0, 10, 15, 17, 17, 100, 130, 131, 131])
     monkeypatch.setattr("time.monotonic", lambda: float(next(times)))
-    with open_run(Config(tmp_path)) as run:
+    with open_run(Config(tmp_path), COLUMNS) as run:
         run.clock("compile")  # at 0
         run.clock("search")  # at 10
         run.clock("search")  # at 15
         run.clock(None)  # at 17; closing looks at 17 again
-    with open_run(Config(tmp_path)) as run:
+    with open_run(Config(tmp_path), COLUMNS) as run:
         run.clock("search")  # at 100
         run.clock("retrain")  # at 130
         run.clock(None)  # at 131
-    with open_run(Config(tmp_path)) as run:
+    with open_run(Config(tmp_path), COLUMNS) as run:
         monkeypatch.undo()
         assert run.seconds == {"compile": 10, "search": 37, "retrain": 1}
 
 
+def test_rate_counts_the_steps_and_seconds_of_all_starts(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for step, seconds, rate in ((20, 4.0, 5.0), (60, 6.0, 6.0)):
+        with open_run(Config(tmp_path), COLUMNS) as run:
+            assert run.rate("retrain") is None
+            run.clock("search")
+            (run.checkpoints("search").folder / str(step)).mkdir(parents=True)
+            now += seconds
+            run.clock(None)
+            assert run.rate("search") == rate
+
+
 def stop(config: Config, error: BaseException, steps: tuple[int, ...]) -> None:
-    with open_run(config) as run:
+    with open_run(config, COLUMNS) as run:
         for step in steps:
             run.checkpoints("search").save(step, ())
         raise error
@@ -262,8 +283,8 @@ class Config:
     workdir: pathlib.Path
     overwrite: bool = False
 
-with open_run(Config(pathlib.Path(sys.argv[1]))) as run:
-    checkpoints, log = run.checkpoints("search"), run.log("loss")
+with open_run(Config(pathlib.Path(sys.argv[1])), ["loss"]) as run:
+    checkpoints, log = run.checkpoints("search"), run.log
     start, state = checkpoints.latest() or 0, {"x": np.ones(3)}
     if start:
         state = checkpoints.restore(start, state)

@@ -115,11 +115,10 @@ def confusion_of(
     """
     padding = -len(data.labels) % batch_size
 
-    def batches(x: Array, fill: int) -> np.ndarray:
-        x = np.pad(
-            x, [(0, padding), *[(0, 0)] * (np.ndim(x) - 1)], constant_values=fill
-        )
-        return x.reshape(-1, batch_size, *x.shape[1:])
+    def batches(x: Array, fill: int) -> Array:
+        widths = [(0, padding), *[(0, 0)] * (x.ndim - 1)]
+        padded = np.pad(x, widths, constant_values=fill)
+        return jnp.asarray(padded.reshape(-1, batch_size, *x.shape[1:]))
 
     @jax.jit
     def count(state: TrainState, data: Batch) -> Array:

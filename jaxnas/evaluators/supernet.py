@@ -108,8 +108,8 @@ def supernet(
 
     def evaluate(key: Array, data: PyTree, state: SupernetState, proposal: Proposal):
         del key  # batches follow from the state's own key and step
-        chex.assert_axis_dimension(proposal.arch, 0, 1)
-        weights = proposal.arch[0].astype(jnp.float32)
+        chex.assert_shape(proposal.arch, (1, None, None))
+        weights = proposal.arch[0]
         step = state.train.step
         batches = (
             draw(data, state.key, WEIGHTS, step),
@@ -163,7 +163,7 @@ def exact(*problem):
     step. Second derivatives commute: that is the derivative of d inner / d arch
     along c, and forward over reverse needs no kernel gradients for it.
     """
-    return _unrolled(*problem, _directional)
+    return _unrolled(_directional, *problem)
 
 
 def finite_difference(*problem):
@@ -172,10 +172,10 @@ def finite_difference(*problem):
     The paper steps 0.01 in norm. With ReLU that crosses kinks, where the loss has
     no second derivative: the README says how far off it is.
     """
-    return _unrolled(*problem, _central_difference)
+    return _unrolled(_central_difference, *problem)
 
 
-def _unrolled(loss_fn, tx, clip, state, weights, batches, derivative):
+def _unrolled(derivative, loss_fn, tx, clip, state, weights, batches):
     def gradient_step(state, inputs):
         batch, clip = inputs
         by_both = jax.grad(loss_fn, (0, 1), has_aux=True)
@@ -215,7 +215,7 @@ def _directional(function, params, along):
 
 
 def _central_difference(function, params, along, distance=0.01):
-    size = distance / optax.global_norm(along)
+    size = distance / optax.tree.norm(along)
 
     def shifted(sign):
         return function(jax.tree.map(lambda p, d: p + sign * size * d, params, along))
@@ -233,7 +233,7 @@ HYPERGRADIENTS = {
 
 def _descend(tx, state, grads, batch_stats, clip):
     """One step of the weights, its gradient's norm at most `clip`."""
-    scale = jnp.minimum(1.0, clip / optax.global_norm(grads))
+    scale = jnp.minimum(1.0, clip / optax.tree.norm(grads))
     grads = jax.tree.map(lambda g: scale * g, grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -65,8 +65,8 @@ class Cell(nn.Module):
         entering: list[list] = [[] for _ in range(self.num_states)]
         for source in range(self.num_states):
             if source >= self.num_inputs:
-                arrived = entering[source] or [jnp.zeros_like(states[-1])]
-                states.append(sum(arrived))
+                arrived = entering[source] or [jnp.zeros_like(states[-1])[None]]
+                states.append(materialise(sum(arrived))[0])
             stride = self.stride if source < self.num_inputs else 1
             for users, outputs in self._groups(source, stride, states[source], train):
                 rows = (
@@ -74,7 +74,8 @@ class Cell(nn.Module):
                     keep if keep is None else _rows(keep, users),
                 )
                 mixed = materialise(_mix(outputs, *rows))
-                for edge, value in zip(users, mixed, strict=True):
+                parts = lax.split(mixed, (1,) * len(users))
+                for edge, value in zip(users, parts, strict=True):
                     entering[self.edges[edge].target].append(value)
         return states
 

@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxnas.base import Array
 from jaxnas.nn.apart import apart
 
-CHUNK = 1 << 16  # floats of one operand of a kernel gradient that fit in a cache
+STRIP = 32  # columns that a kernel gradient unrolls
 
 
 class Window(NamedTuple):
@@ -72,25 +72,21 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
 # -- shifted sums, for the CPU -----------------------------------------------------
 
 
-def _phases(x, window):
-    """Splits the padded image by position modulo the stride.
-
-    Returns float32[stride * stride, E, N, Hq, Wq, C] and, for each tap, its phase
-    and its place there.
-    """
-    stride = window.stride
+def _padded(x, window):
+    """Pads for a window at every output, up to a multiple of the stride."""
     pads = [
-        (m, m + (-(size + 2 * m)) % stride)
+        (m, m + (-(size + 2 * m)) % window.stride)
         for m, size in zip(window.margin, window.image, strict=True)
     ]
-    x = jnp.pad(x, ((0, 0), (0, 0), *pads, (0, 0)))
-    grid = [(a, b) for a in range(stride) for b in range(stride)]
-    phases = jnp.stack([x[:, :, a::stride, b::stride] for a, b in grid])
-    places = []
-    for i, j in window.taps:
-        (top, a), (left, b) = (divmod(t * window.dilation, stride) for t in (i, j))
-        places.append((a * stride + b, top, left))
-    return phases, tuple(places)
+    return jnp.pad(x, ((0, 0), (0, 0), *pads, (0, 0)))
+
+
+def _phases(x, window):
+    """Splits the padded image by position modulo the stride, row by row."""
+    stride, x = window.stride, _padded(x, window)
+    if stride == 1:
+        return [x]
+    return [x[:, :, a::stride, b::stride] for a in range(stride) for b in range(stride)]
 
 
 @partial(apart, static_argnames=("terms", "size"))
@@ -101,7 +97,7 @@ def _shifted_sum(images, kernel, terms, size):
     """
     total = 0.0
     for tap, image, top, left in terms:
-        x = images[image, :, :, top : top + size[0], left : left + size[1]]
+        x = images[image][:, :, top : top + size[0], left : left + size[1]]
         total += x * kernel[:, *tap][:, None, None, None]
     return total
 
@@ -111,16 +107,20 @@ def _shifted_sum_of_edges(images, kernel, terms, size):
     """The same, summed over the edges too."""
     total = 0.0
     for tap, image, top, left in terms:
-        x = images[image, :, :, top : top + size[0], left : left + size[1]]
+        x = images[image][:, :, top : top + size[0], left : left + size[1]]
         for edge in range(len(x)):
             total += x[edge] * kernel[edge, *tap][None, None, None]
     return total[None]
 
 
 def _conv(x, kernel, *, window):
-    phases, places = _phases(x, window)
-    terms = tuple((tap, *at) for tap, at in zip(window.taps, places, strict=True))
-    return _shifted_sum(phases, kernel, terms, window.output)
+    terms = []
+    for i, j in window.taps:
+        (top, a), (left, b) = (
+            divmod(t * window.dilation, window.stride) for t in (i, j)
+        )
+        terms.append(((i, j), a * window.stride + b, top, left))
+    return _shifted_sum(_phases(x, window), kernel, tuple(terms), window.output)
 
 
 def _input_grad(g, kernel, *, window):
@@ -128,7 +128,7 @@ def _input_grad(g, kernel, *, window):
     stride, dilation = window.stride, window.dilation
     reach = [-(-m // stride) for m in window.margin]
     pads = ((0, 0), (0, 0), *((r, r) for r in reach), (0, 0))
-    images = jnp.pad(g, pads)[None]
+    images = [jnp.pad(g, pads)]
     add_up = _shifted_sum_of_edges if window.shared else _shifted_sum
 
     def phase(a, b):
@@ -152,34 +152,36 @@ def _input_grad(g, kernel, *, window):
 
 
 def _kernel_grad(x, g, *, window):
-    phases, places = _phases(x, window)
-    taps = _products(phases, g, places)
-    return jnp.moveaxis(taps, 0, 1).reshape(len(g), *window.kernel, g.shape[-1])
-
-
-@partial(apart, static_argnames="places")
-def _products(phases, g, places):
-    """Sums, for each place of a tap, the images there times g."""
-    edges, images, out_h, out_w, channels = g.shape
-    # A few images at a time stay in the cache while all the taps pass over them.
-    fit = max(1, CHUNK // (edges * out_h * out_w * channels))
-    chunk = next(m for m in range(min(fit, images), 0, -1) if images % m == 0)
-
-    def add_chunk(total, begin):
-        some_x = lax.dynamic_slice_in_dim(phases, begin, chunk, 2)
-        some_g = lax.dynamic_slice_in_dim(g, begin, chunk, 1)
-
-        def tap(place):
-            at = (place[0], 0, 0, place[1], place[2], 0)
-            size = (1, len(some_x[0]), *some_g.shape[1:])
-            shifted = lax.dynamic_slice(some_x, at, size)[0]
-            return jnp.sum(shifted * some_g, (1, 2, 3))
-
-        return total + lax.map(tap, jnp.array(places)), None
-
-    total = jnp.zeros((len(places), edges, channels), g.dtype)
-    total, _ = lax.scan(add_chunk, total, jnp.arange(0, images, chunk))
+    stride, x = window.stride, _padded(x, window)
+    # One program for a strip of columns, of a width that still compiles quickly.
+    total = 0.0
+    for left in range(0, window.output[1], STRIP):
+        strip = g[:, :, :, left : left + STRIP]
+        total += _products(x[:, :, :, left * stride :], strip, window)
     return total
+
+
+@partial(apart, static_argnames="window")
+def _products(x, g, window):
+    """Sums, for each tap, the image under it times g: float32[E, kh, kw, C].
+
+    Row by row of g, its pixels unrolled and all taps at once. XLA makes one tight
+    loop of that, where a reduction for each tap reads all images again.
+    """
+    edges, images, out_h, out_w, channels = g.shape
+    stride, dilation = window.stride, window.dilation
+    reach_h, reach_w = (2 * m + 1 for m in window.margin)
+
+    def add_row(h, total):
+        rows = lax.dynamic_slice_in_dim(x, h * stride, reach_h, 2)[:, :, ::dilation]
+        g_row = lax.dynamic_slice_in_dim(g, h, 1, 2)
+        for w in range(out_w):
+            at = rows[:, :, :, w * stride : w * stride + reach_w : dilation]
+            total += at * g_row[:, :, :, w : w + 1]
+        return total
+
+    total = jnp.zeros((edges, images, *window.kernel, channels), g.dtype)
+    return lax.fori_loop(0, out_h, add_row, total).sum(1)
 
 
 # -- XLA's grouped convolution, for every other platform -----------------------------

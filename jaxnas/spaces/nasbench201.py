@@ -53,7 +53,7 @@ def nasbench201() -> SearchSpace:
 
 def sample(key: Array) -> Array:
     """Draws an architecture uniformly."""
-    return jax.random.randint(key, (EDGES,), 0, len(OPS))
+    return jax.random.randint(key, (EDGES,), 0, len(OPS), jnp.int32)
 
 
 # An edit gives one edge another operation: what it adds, modulo 5, to each.
@@ -86,7 +86,8 @@ def canonical(arch: Array) -> Array:
     """The key of an architecture, uint32[1]: the number of the first one like it.
 
     Architectures are numbered by `mixed_radix`. Alike are those that the paper's
-    code gives the same unique string: see `_expression`.
+    code gives the same unique string, `_expression`: 6,466 different ones. It does
+    not see every isomorphism, since a sum with nothing is another formula.
     """
     return jnp.array(_first_alike())[mixed_radix(arch, NUM_CHOICES)]
 
