@@ -14,17 +14,19 @@ second order, the best of four searches. BUILD.md says what was measured here.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
 
 from jaxnas import cli, data, metrics, plots, runs
-from jaxnas.base import Array, Log, SearchSpace
+from jaxnas.base import Array, InputError, Log, SearchSpace
 from jaxnas.evaluators.standalone import confusion_of, fit
-from jaxnas.evaluators.supernet import supernet
+from jaxnas.evaluators.supernet import HYPERGRADIENTS, supernet
+from jaxnas.nn.skeleton import reductions
 from jaxnas.search import search
 from jaxnas.spaces.darts import darts
 from jaxnas.spaces.genotype import INPUTS, OPS, OUTPUT, SOURCES, TARGETS, cell_edges
@@ -37,10 +39,10 @@ from jaxnas.training import sgd
 class Config:
     """Search a cell with DARTS, draw it, train the network that it makes."""
 
-    preset: str = "paper"
-    """quick (minutes on a CPU) or paper; the other flags change its values."""
-    dataset: str = "auto"
-    """auto, cifar10, mnist, fashion_mnist or digits."""
+    preset: Literal["quick", "paper"] = "paper"
+    """quick takes minutes on a CPU; the other flags change a preset's values."""
+    dataset: Literal[data.DATASETS] = "auto"
+    """auto takes cifar10 where it can be had, else digits."""
     data_dir: Path | None = None
     """Folder of prepared datasets; that of tensorflow-datasets by default."""
     workdir: Path = Path("runs/darts_cifar")
@@ -50,8 +52,8 @@ class Config:
     seed: int = 0
     """What every random number follows from."""
 
-    hypergradient: str = "exact"
-    """first_order, exact or finite_difference."""
+    hypergradient: Literal[tuple(HYPERGRADIENTS)] = "exact"
+    """How the architecture's gradient follows the step of the weights."""
     search_epochs: int = 50
     search_steps: int | None = None
     """Number of search steps, instead of search_epochs."""
@@ -59,6 +61,8 @@ class Config:
     search_channels: int = 16
     search_cells: int = 8
     search_learning_rate: float = 0.025
+    arch_learning_rate: float = 3e-4
+    """Of Adam on the logits of the architecture."""
     genotype: str | None = None
     """Train this cell, in the literature's form, instead of searching one."""
 
@@ -81,11 +85,12 @@ class Config:
 PRESETS = {
     "quick": Config(
         hypergradient="first_order",
-        search_steps=150,
+        search_steps=100,
         search_batch_size=32,
         search_channels=8,
         search_cells=3,
-        steps=800,
+        arch_learning_rate=1e-2,
+        steps=500,
         batch_size=64,
         channels=16,
         cells=3,
@@ -104,6 +109,7 @@ TRAIN = {"loss": "train_loss", "accuracy": "train_accuracy"}
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
     dataset = data.load(config.dataset, config.data_dir)
+    check(config, dataset)
     config = replace(config, dataset=dataset.name)
     with runs.open_run(config, SEARCH) as run:
         result = run.result()
@@ -111,6 +117,43 @@ def main(config: Config) -> None:
             result = run.finish(work(config, dataset, run))
         cli.show_result(result)
         print(f"files are in {run.folder}")
+
+
+def check(config: Config, dataset: data.Dataset) -> None:
+    """Refuses what cannot work, before a work folder is made or anything compiles."""
+    num_train = len(dataset.train_labels)
+    counts = "epochs", "steps", "channels", "cells"
+    ranges = {
+        **{name: (1, inf) for count in counts for name in (count, f"search_{count}")},
+        "chunk": (1, inf),
+        "batch_size": (1, num_train),
+        "search_batch_size": (1, num_train // 2),
+        "learning_rate": (0, inf),
+        "search_learning_rate": (0, inf),
+        "auxiliary": (0, inf),
+        "drop_path": (0, 1),
+        "seed": (0, 2**32 - 1),
+    }
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"expected {flag} {wanted}, but got {value}: change it")
+    if config.genotype is not None:
+        darts().from_string(config.genotype)
+    height, width = dataset.train_images.shape[1:3]
+    for name in ("search_cells", "cells"):
+        halvings = len(set(reductions(getattr(config, name))))
+        # The auxiliary classifier takes 2x2 pixels.
+        least = 2**halvings + (name == "cells" and config.auxiliary > 0)
+        if min(height, width) < least:
+            raise InputError(
+                f"expected images of {least}x{least} pixels or more, since "
+                f"--{name.replace('_', '-')} {getattr(config, name)} halves them "
+                f"{halvings} times, but those of {dataset.name} have {height}x{width}: "
+                "ask for fewer cells, or for --auxiliary 0"
+            )
 
 
 def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]:
@@ -147,7 +190,7 @@ def search_cell(
     train = dataset.train_images, dataset.train_labels
     first, second = data.split(key_split, *train)
     batch_size = config.search_batch_size
-    per_epoch = len(first[1]) // max(batch_size, 1)
+    per_epoch = len(first[1]) // batch_size
     num_steps = config.search_steps or config.search_epochs * per_epoch
     evaluator = supernet(
         space.network(
@@ -160,11 +203,11 @@ def search_cell(
         prepare(dataset, cutout=0)[0],
         hypergradient=config.hypergradient,
         learning_rate=optax.cosine_decay_schedule(
-            config.search_learning_rate, max(num_steps, 1), 0.04
+            config.search_learning_rate, num_steps, 0.04
         ),
         batch_size=batch_size,
     )
-    strategy = differentiable(space)
+    strategy = differentiable(space, learning_rate=config.arch_learning_rate)
 
     def summarise(log: Log) -> dict[str, Any]:
         return {name: log.feedback.metrics[name].mean() for name in SEARCH}
@@ -192,9 +235,9 @@ def train_network(
         num_classes=num_classes,
         auxiliary=config.auxiliary > 0,
     )
-    per_epoch = len(dataset.train_labels) // max(config.batch_size, 1)
+    per_epoch = len(dataset.train_labels) // config.batch_size
     num_steps = config.steps or config.epochs * per_epoch
-    schedule = optax.cosine_decay_schedule(config.learning_rate, max(num_steps, 1))
+    schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
     augmented, normalized = prepare(dataset, **{} if config.cutout else {"cutout": 0})
 
     def summarise(log: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ the module or a wait for the device.
 Images are float32[B, 3, H, W] and labels int64[B], on the model's device.
 """
 
-import resource
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,7 +21,7 @@ from torch_supernet import Supernet, build
 
 from jaxnas.base import InputError
 
-__all__ = ["build", "make_step", "peak_memory", "unrolled_alpha_gradient"]
+__all__ = ["build", "make_step", "unrolled_alpha_gradient"]
 
 Batch = tuple[Tensor, Tensor]
 Order = Literal["first_order", "second_order"]
@@ -145,14 +144,3 @@ def make_step(model: Supernet, order: Order) -> Callable[[Batch, Batch], float]:
         return loss.item()
 
     return step
-
-
-def peak_memory(device: str = "cpu") -> int:
-    """The most memory held so far, in bytes.
-
-    On a CPU it is the whole process's resident memory on Linux, so run what you
-    compare in processes of their own.
-    """
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

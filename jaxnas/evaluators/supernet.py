@@ -215,7 +215,8 @@ def _directional(function, params, along):
 
 
 def _central_difference(function, params, along, distance=0.01):
-    size = distance / optax.tree.norm(along)
+    norm = optax.tree.norm(along)  # zero where the learning rate is
+    size = distance / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
 
     def shifted(sign):
         return function(jax.tree.map(lambda p, d: p + sign * size * d, params, along))

@@ -186,10 +186,10 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         """Maps float32[N, H, W, C] to logits float32[N, num_classes]."""
-        window = [min(size // 2 + 1, size - 1) for size in x.shape[1:3]]
+        window = tuple(min(size // 2 + 1, size - 1) for size in x.shape[1:3])
         if min(window) < 1:
             raise ValueError(f"an auxiliary head needs 2x2 pixels, got {x.shape[1:3]}")
-        stride = [size - w for size, w in zip(x.shape[1:3], window, strict=True)]
+        stride = tuple(size - w for size, w in zip(x.shape[1:3], window, strict=True))
         x = nn.avg_pool(nn.relu(x), window, stride)
         x = nn.relu(BatchNorm()(conv(128, 1)(x)[None], train))[0]
         x = nn.relu(BatchNorm()(conv(768, 2, padding=0)(x)[None], train))[0]

@@ -1,0 +1,198 @@
+"""A search step of DARTS: jaxnas beside PyTorch, alternately in one run.
+
+    pip install -e '.[benchmark]'
+    python experiments/benchmarks/darts_step.py --output darts_step.json
+
+For first and second order (ours exact, theirs the paper's finite difference) it
+prints medians, their ratio, compile time from a cold cache, and peak memory: of a process of
+its own for each side, where ours loads what was compiled. About ten minutes on two CPU
+cores.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+import torch
+import torch_darts
+import tyro
+
+from jaxnas.evaluators.supernet import supernet
+from jaxnas.spaces.darts import darts
+from jaxnas.strategies.differentiable import differentiable
+from jaxnas.tasks import Batch, classification
+
+ORDERS = {"first_order": "first_order", "second_order": "exact"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time a search step of DARTS in jaxnas and in PyTorch."""
+
+    channels: int = 16
+    cells: int = 8
+    batch_size: int = 16
+    image_size: int = 32
+    repeats: int = 7
+    """Steps of each side that are timed, alternately."""
+    order: str | None = None
+    """first_order or second_order; both by default."""
+    output: Path | None = None
+    """Where the figures go as JSON."""
+    memory_of: str | None = None
+    """Run a few steps of ours or theirs and print the process's peak memory."""
+
+
+class Ours:
+    """The search of jaxnas, compiled for a number of steps that is an argument."""
+
+    def __init__(self, config: Config, order: str):
+        """Initialises and compiles; `seconds` says how long the latter took."""
+        images, labels = examples(config, 2 * config.batch_size)
+        space, half = darts(), Batch(images, labels)
+        network = space.network(channels=config.channels, cells=config.cells)
+        evaluator = supernet(
+            network,
+            classification(),
+            (half, half),
+            lambda key, images: images / 127.5 - 1,
+            hypergradient=ORDERS[order],
+            batch_size=config.batch_size,
+        )
+        strategy = differentiable(space)
+        key = jax.random.key(0)
+        self.state = strategy.init(key), evaluator.init(key)
+        jax.block_until_ready(self.state)
+
+        def step(state, data):
+            strategy_state, evaluator_state = state
+            proposal = strategy.ask(key, 0, strategy_state)
+            evaluator_state, feedback = evaluator.evaluate(
+                key, data, evaluator_state, proposal
+            )
+            told = strategy.tell(key, 0, strategy_state, proposal, feedback)
+            return (told, evaluator_state), feedback.fitness
+
+        began = time.perf_counter()
+        self.data = evaluator.data
+        self.run = (
+            jax.jit(step, donate_argnums=0).lower(self.state, self.data).compile()
+        )
+        self.seconds = time.perf_counter() - began
+
+    def step(self) -> None:
+        """One step, until the device has finished it."""
+        self.state, loss = jax.block_until_ready(self.run(self.state, self.data))
+        assert np.isfinite(loss).all()
+
+
+class Theirs:
+    """The same in eager PyTorch."""
+
+    def __init__(self, config: Config, order: str):
+        """Builds the model and its batches on the GPU where there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        size, classes = config.image_size, 10
+        model = torch_darts.build(config.channels, config.cells, size, classes, device)
+        images, labels = examples(config, config.batch_size)
+        pixels = torch.from_numpy(images / np.float32(127.5) - 1).permute(0, 3, 1, 2)
+        self.batch = pixels.to(device), torch.from_numpy(labels).long().to(device)
+        self.run = torch_darts.make_step(model, order)
+
+    def step(self) -> None:
+        """One step, until the device has finished it."""
+        assert np.isfinite(self.run(self.batch, self.batch))
+
+
+def examples(config: Config, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images uint8[number, size, size, 3] and labels int32[number]."""
+    rng = np.random.default_rng(0)
+    shape = (number, config.image_size, config.image_size, 3)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    return images, rng.integers(0, 10, number).astype(np.int32)
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """Times one call."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def measure(config: Config, order: str) -> dict[str, Any]:
+    """Builds both sides, then times their steps alternately."""
+    ours, theirs = Ours(config, order), Theirs(config, order)
+    for side in (ours, theirs):
+        for _ in range(2):  # the first steps allocate
+            side.step()
+    pairs = [(seconds(ours.step), seconds(theirs.step)) for _ in range(config.repeats)]
+    mine, other = (median(column) for column in zip(*pairs, strict=True))
+    return {
+        "jaxnas_seconds": mine,
+        "torch_seconds": other,
+        "ratio": mine / other,
+        "compile_seconds": ours.seconds,
+        "jaxnas_peak_mb": peak(order, "ours"),
+        "torch_peak_mb": peak(order, "theirs"),
+    }
+
+
+def peak(order: str, side: str) -> float:
+    """Peak memory in MB of a process that does a few steps of one side."""
+    command = [sys.executable, *sys.argv, "--order", order, "--memory-of", side]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(config: Config) -> None:
+    """Prints what `peak` reads: of the GPU where there is one, else of the process."""
+    side = {"ours": Ours, "theirs": Theirs}[str(config.memory_of)]
+    model = side(config, config.order or "first_order")
+    for _ in range(2):
+        model.step()
+    if jax.default_backend() == "cpu":
+        # getrusage would count what this process was before exec: its parent.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        print(next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1e3)
+    elif config.memory_of == "ours":
+        print(jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e6)
+    else:
+        print(torch.cuda.max_memory_allocated() / 1e6)
+
+
+def main(config: Config) -> None:
+    """Prints the table."""
+    if config.memory_of:
+        return print_peak(config)
+    orders = [config.order] if config.order else list(ORDERS)
+    with tempfile.TemporaryDirectory() as folder:  # cold, and warm for `peak`
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+        found = {order: measure(config, order) for order in orders}
+    table = rich.table.Table(title=f"{config.cells} cells, batch {config.batch_size}")
+    names = "", "jaxnas s", "PyTorch s", "ratio", "compile s", "jaxnas MB", "PyTorch MB"
+    for column in names:
+        table.add_column(column, justify="right")
+    for order, figures in found.items():
+        table.add_row(order, *(f"{figure:.2f}" for figure in figures.values()))
+    rich.console.Console(width=88).print(table)
+    device = jax.devices()[0].device_kind
+    print(f"jax {jax.__version__}, torch {torch.__version__}, {device}")
+    if config.output:
+        config.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,364 @@
+"""The experiment from one end to the other, on digits and at a tiny size."""
+
+import csv
+import fcntl
+import importlib.util
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxnas import cli, data
+from jaxnas.checkpoint import Checkpoints
+from jaxnas.spaces.darts import darts
+from jaxnas.spaces.genotype import DARTS_V2
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENT = ROOT / "experiments" / "darts_cifar.py"
+SIZES = "--search-cells 1 --search-channels 2 --search-batch-size 4 --search-steps 8"
+SIZES += " --cells 1 --channels 2 --batch-size 4 --steps 7 --chunk 2"
+TINY = ["--dataset", "digits", *SIZES.split()]
+NUMBERS = {"test_accuracy", "test_precision", "test_recall", "test_f1", "parameters"}
+CLOCKS = {f"seconds_{phase}" for phase in ("compiling", "searching", "retraining")} | {
+    f"{phase}_steps_per_second" for phase in ("search", "retrain")
+}
+
+
+@pytest.fixture(scope="module")
+def darts_cifar():
+    """The experiment as a module."""
+    spec = importlib.util.spec_from_file_location("darts_cifar", EXPERIMENT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["darts_cifar"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["darts_cifar"]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder that all processes of pytest share, with what they compiled."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "darts_cifar"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def start(shared: Path, workdir: Path, *args: str) -> subprocess.Popen:
+    """Starts the experiment as a person would."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        [sys.executable, EXPERIMENT, "--workdir", workdir, *(args or TINY)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def kill_at_checkpoint(process: subprocess.Popen, checkpoints: Checkpoints) -> None:
+    """Waits for a new checkpoint, then ends the process without a warning."""
+    before = checkpoints.latest()
+    while checkpoints.latest() == before and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+
+
+@pytest.fixture(scope="session")
+def whole(shared) -> Path:
+    """The work folder of an uninterrupted run, the same for all processes."""
+    folder = shared / "whole"
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "result.json").exists():
+            code, out, err = finish(start(shared, folder))
+            assert (code, err) == (0, "")
+            (shared / "stdout").write_text(out)
+    return folder
+
+
+@pytest.fixture
+def run(darts_cifar, monkeypatch, capsys):
+    """Runs the experiment in this process: exit code, lines on stdout, stderr."""
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+
+    def run(*args: str) -> tuple[int, list[str], str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(darts_cifar.main, darts_cifar.PRESETS, [*map(str, args)])
+        out, err = capsys.readouterr()
+        return stop.value.code, out.splitlines(), err
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """What each file holds, and when it was written."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in files
+    }
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+# A run
+
+
+def test_run_leaves_everything_in_its_folder(whole):
+    pictures = ["cells.png"]
+    pictures += [f"weights_{cell}.png" for cell in ("normal", "reduction")]
+    pictures += [f"curves_{phase}.png" for phase in ("searching", "retraining")]
+    assert {path.name for path in whole.iterdir()} == {
+        *("config.json", "log.csv", "run.json", "genotype.json", "result.json"),
+        *("checkpoints", *pictures),
+    }
+    for name in pictures:
+        with Image.open(whole / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("L").getcolors()) > 50  # it is not empty
+    for phase, steps in (("searching", [6, 8]), ("retraining", [6, 7])):
+        assert Checkpoints(whole / "checkpoints" / phase).steps() == steps
+    config = read(whole, "config.json")
+    assert config["preset"] == "quick"
+    assert config["search_cells"] == 1
+
+
+def test_run_logs_every_chunk_of_both_phases(whole):
+    with (whole / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row.pop("phase"), int(row.pop("step"))) for row in rows] == [
+        *(("searching", step) for step in (2, 4, 6, 8)),
+        *(("retraining", step) for step in (2, 4, 6, 7)),
+    ]
+    search = {"train_loss", "train_accuracy", "valid_loss", "valid_accuracy"}
+    for i, row in enumerate(rows):
+        numbers = {name: float(value) for name, value in row.items() if value}
+        names = search if i < 4 else {"train_loss", "train_accuracy"}
+        assert numbers.keys() == names
+        assert all(map(math.isfinite, numbers.values()))
+        batches = 1 if i == 7 else 2  # of 4 images
+        right = numbers["train_accuracy"] * 4 * batches
+        assert right == pytest.approx(round(right))
+
+
+def test_result_is_of_the_network_of_the_genotype(whole):
+    result = read(whole, "result.json")
+    assert result.keys() == NUMBERS | CLOCKS | {
+        *("dataset", "genotype", "jax_version", "device"),
+    }
+    assert result["dataset"] == "digits"
+    assert result["jax_version"] == jax.__version__
+    assert result["device"] == jax.devices()[0].device_kind
+    assert all(result[name] > 0 for name in CLOCKS)
+
+    space = darts()
+    arch = space.from_string(result["genotype"])
+    written = read(whole, "genotype.json")
+    assert written["genotype"] == result["genotype"] == space.to_string(arch)
+    for cell in ("normal", "reduce"):
+        assert sum(op != "" for *_, op in written[cell]) == 8
+    network = space.network(arch, channels=2, cells=1, num_classes=10)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    assert result["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    right = result["test_accuracy"] / 100 * len(data.load("digits").test_labels)
+    assert right == pytest.approx(round(right), abs=1e-3)
+    assert all(0 <= result[name] <= 100 for name in NUMBERS - {"parameters"})
+
+
+def test_second_start_prints_the_finished_result(
+    whole, shared, run, darts_cifar, monkeypatch
+):
+    monkeypatch.setattr(darts_cifar, "work", None)
+    before = contents(whole)
+    code, out, err = run("--workdir", whole, *TINY)
+    assert (code, err) == (0, "")
+    assert contents(whole) == before
+    first = (shared / "stdout").read_text().splitlines()
+    assert first[0] == "searching  compiling"
+    assert first[-len(out) :] == out
+    assert any(line.startswith("test accuracy") for line in out)
+
+
+def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
+    for phase in ("searching", "retraining"):
+        checkpoints = Checkpoints(tmp_path / "checkpoints" / phase)
+        kill_at_checkpoint(start(shared, tmp_path), checkpoints)
+        assert checkpoints.latest() < 7
+    code, _, err = finish(start(shared, tmp_path))
+    assert (code, err) == (0, "")
+    for name in ("config.json", "log.csv", "genotype.json", "weights_normal.png"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    killed, expected = (read(folder, "result.json") for folder in (tmp_path, whole))
+    assert {n: v for n, v in killed.items() if n not in CLOCKS} == {
+        n: v for n, v in expected.items() if n not in CLOCKS
+    }
+
+
+def test_damaged_checkpoint_is_one_line_and_stays(whole, shared, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "result.json").unlink()
+    newest = tmp_path / "checkpoints" / "searching" / "8"
+    (largest,) = sorted(
+        (newest / "arrays").rglob("*"), key=lambda path: path.stat().st_size
+    )[-1:]
+    os.truncate(largest, largest.stat().st_size // 2)
+    before = contents(tmp_path)
+    code, _, err = finish(start(shared, tmp_path))
+    assert code == 2
+    assert err.startswith(f"error: checkpoint {newest} is damaged")
+    assert err.count("\n") == 1
+    after = contents(tmp_path)
+    assert before.pop("run.json") != after.pop("run.json")  # it took some time
+    assert after == before
+
+
+def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(shared, tmp_path):
+    edge = "('max_pool_3x3', 0), ('skip_connect', 1)"
+    cells = [f"{cell}=[{', '.join([edge] * 4)}]" for cell in ("normal", "reduce")]
+    concats = ["normal_concat=range(2, 6)", "reduce_concat=range(2, 6)"]
+    genotype = f"Genotype({', '.join([*cells, *concats])})"
+    flags = ["--genotype", genotype, "--learning-rate", "1e30", "--chunk", "1"]
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "retraining")
+    kept = checkpoints.folder / "1"
+    for _ in range(2):  # the second start goes on from what was kept
+        code, out, err = finish(start(shared, tmp_path, *TINY, *flags))
+        assert code == 1
+        assert err == (
+            "error: retraining: train_loss is nan at step 2; "
+            f"the last good checkpoint is {kept}\n"
+        )
+        assert checkpoints.steps() == [1]
+        assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
+    assert "retraining  1/7" not in out
+
+
+# Bad input
+
+
+def assert_refused(outcome: tuple[int, list[str], str], *says: str) -> None:
+    code, out, err = outcome
+    assert (code, out) == (2, [])
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in says:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--search-batch-size 0", ["--search-batch-size from 1 to 721", "got 0"]),
+        ("--search-batch-size 722", ["--search-batch-size from 1 to 721", "got 722"]),
+        ("--batch-size 0", ["--batch-size from 1 to 1442", "got 0"]),
+        ("--batch-size 1443", ["--batch-size from 1 to 1442", "got 1443"]),
+        *(
+            (f"--{name} {value}", [f"--{name} of 1 or more", f"got {value}"])
+            for count in ("cells", "channels", "epochs", "steps")
+            for name, value in ((count, 0), (f"search-{count}", -3))
+        ),
+        ("--chunk 0", ["--chunk of 1 or more", "got 0"]),
+        ("--learning-rate -0.1", ["--learning-rate of 0 or more", "got -0.1"]),
+        ("--search-learning-rate nan", ["--search-learning-rate of 0", "got nan"]),
+        ("--auxiliary -1", ["--auxiliary of 0 or more", "got -1"]),
+        ("--drop-path 1.5", ["--drop-path from 0 to 1", "got 1.5"]),
+        ("--seed -1", ["--seed from 0 to 4294967295", "got -1"]),
+        ("--genotype x", ["a genotype Genotype(normal=[", "got 'x'"]),
+        ("--dataset imagenet", ["'imagenet'", "'digits'"]),
+        ("--hypergradient third_order", ["'third_order'", "'first_order'"]),
+        ("--preset fast", ["'fast'", "'quick', 'paper'"]),
+        ("--cell 3", ["--cell", "--cells"]),
+        ("--cells many", ["--cells", "'many'"]),
+    ],
+)
+def test_wrong_flag_is_one_line_and_leaves_no_folder(run, tmp_path, flags, says):
+    folder = tmp_path / "run"
+    assert_refused(run("--workdir", folder, *TINY, *flags.split()), *says)
+    assert not folder.exists()
+
+
+def test_largest_batches_are_accepted(darts_cifar):
+    config = darts_cifar.Config(
+        preset="quick", batch_size=1442, search_batch_size=721, genotype=DARTS_V2
+    )
+    darts_cifar.check(config, data.load("digits"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "says"),
+    [
+        ("--search-cells 2", (3, 5), ["4x4 pixels", "--search-cells 2", "2 times"]),
+        ("--cells 20", (9, 3), ["4x4 pixels", "--cells 20", "2 times", "have 9x3"]),
+        ("--auxiliary 0.4", (2, 2), ["3x3 pixels", "--cells 1", "1 times"]),
+    ],
+)
+def test_images_too_small_to_halve_are_one_line(run, monkeypatch, flags, size, says):
+    images = np.zeros((10, *size, 1), np.uint8)
+    digits = data.load("digits")._replace(
+        train_images=images, train_labels=np.arange(10)
+    )
+    monkeypatch.setattr(data, "load", lambda *_: digits)
+    assert_refused(run(*TINY, *flags.split()), *says)
+
+
+def test_path_under_a_file_is_one_line(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / "run"
+    assert_refused(run("--workdir", folder, *TINY), f"cannot write {folder}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_folder_of_another_configuration_stays(whole, run):
+    before = contents(whole)
+    outcome = run("--workdir", whole, *TINY, "--seed", "1")
+    assert_refused(outcome, "seed 0, not 1", "--workdir", "--overwrite")
+    assert contents(whole) == before
+
+
+def test_truncated_data_are_one_line_and_leave_no_folder(run, tmp_path):
+    prepared = tmp_path / "data" / "mnist" / "3.0.1"
+    prepared.mkdir(parents=True)
+    splits = [
+        {
+            "name": split,
+            "shardLengths": ["7"],
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        }
+        for split in ("train", "test")
+    ]
+    info = {"name": "mnist", "version": "3.0.1", "fileFormat": "array_record"}
+    (prepared / "dataset_info.json").write_text(json.dumps({**info, "splits": splits}))
+    for split in ("train", "test"):
+        (prepared / f"mnist-{split}.array_record-00000-of-00001").write_bytes(b"\1\2")
+    before = contents(prepared)
+    where = "--workdir", tmp_path / "run", "--data-dir", tmp_path / "data"
+    outcome = run(*where, *TINY, "--dataset", "mnist")
+    assert_refused(outcome, "expected mnist in", "to be complete", "delete its folder")
+    assert not (tmp_path / "run").exists()
+    assert contents(prepared) == before

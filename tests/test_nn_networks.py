@@ -1,0 +1,319 @@
+"""Cells and whole networks, against sums written out and against PyTorch."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnas.nn.cell import Cell, Edge
+from jaxnas.nn.ops import avg_pool, max_pool
+from jaxnas.nn.skeleton import AuxiliaryHead, DartsNetwork, NasBench201Network
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
+FAST = {"xla_backend_optimization_level": 0}
+KEY = jax.random.key(0)
+DARTS_OPS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
+DARTS_OPS += ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+ALL_EDGES = tuple(Edge(s, t, DARTS_OPS[1:]) for t in range(2, 6) for s in range(t))
+# Few operations, so that these compile quickly.
+FEW_EDGES = (Edge(0, 2, ("skip_connect",)), Edge(1, 3, ("dil_conv_3x3",)))
+SMALL_DARTS = partial(
+    DartsNetwork, FEW_EDGES, FEW_EDGES, DARTS_OPS, channels=4, cells=3, num_classes=3
+)
+SMALL_201 = partial(
+    NasBench201Network,
+    (Edge(0, 1, ("nor_conv_1x1", "skip_connect")), Edge(1, 3, ("avg_pool_3x3",))),
+    ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    channels=4,
+    cells=1,
+    num_classes=3,
+)
+every_network = pytest.mark.parametrize("make", [SMALL_DARTS, SMALL_201])
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+IMAGES = draw(0, 4, 8, 8, 3)
+
+
+def draw_variables(network, images=IMAGES, **how):
+    """Random values of everything that a network has, running statistics too."""
+    shapes = jax.eval_shape(partial(network.init, **how), KEY, images)
+    generator = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: generator.uniform(0.2, 1, x.shape).astype(np.float32), shapes
+    )
+
+
+def count_parameters(network, images=IMAGES, **how):
+    shapes = jax.eval_shape(partial(network.init, **how), KEY, images)["params"]
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+# Cells
+
+CELL_OPS = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3")
+CELL_EDGES = (
+    Edge(0, 2, ("skip_connect", "max_pool_3x3")),
+    Edge(1, 2, ("skip_connect",)),
+    Edge(1, 4, ("none", "avg_pool_3x3")),
+    Edge(2, 4, ("skip_connect", "max_pool_3x3")),
+)
+
+
+def run_cell(weights, keep=None):
+    """A cell without parameters, on two inputs; state 3 has no edges."""
+    inputs = [draw(1, 2, 4, 4, 3), draw(2, 2, 4, 4, 3)]
+    cell = Cell(CELL_EDGES, CELL_OPS, num_inputs=2, num_states=5, channels=3)
+    states = jax.jit(lambda *args: cell.apply({}, *args, train=False))(
+        inputs, weights, keep
+    )
+    return inputs, states
+
+
+def test_cell_sums_its_edges_by_weight():
+    weights = draw(0, 4, 4)
+    (a, b), states = run_cell(weights)
+    second = weights[0, 1] * a + weights[0, 2] * max_pool(a) + weights[1, 1] * b
+    fourth = weights[2, 3] * avg_pool(b)
+    fourth += weights[3, 1] * second + weights[3, 2] * max_pool(second)
+    expected = [a, b, second, np.zeros_like(a), fourth]
+    for found, state in zip(states, expected, strict=True):
+        np.testing.assert_allclose(found, state, rtol=1e-4, atol=1e-5)
+
+
+def test_cell_drops_paths_by_example_but_no_identity():
+    keep = np.array([[2, 0], [0, 2], [0, 2], [2, 0]], np.float32)
+    (a, b), states = run_cell(np.ones((4, 4), np.float32), keep)
+    path = keep[:, :, None, None, None]
+    second = a + path[0] * max_pool(a) + b
+    fourth = path[2] * avg_pool(b) + second + path[3] * max_pool(second)
+    np.testing.assert_allclose(states[2], second, rtol=1e-5)
+    np.testing.assert_allclose(states[4], fourth, rtol=1e-5, atol=1e-5)
+
+
+# Whole networks
+
+
+@every_network
+def test_network_takes_and_gives_any_size(make):
+    for size, colours in ((7, 1), (9, 3), (16, 3)):
+        images = jax.ShapeDtypeStruct((2, size, size, colours), jnp.float32)
+        logits, _ = jax.eval_shape(make().init_with_output, KEY, images)
+        assert logits.shape == (2, 3)
+
+
+@every_network
+def test_remat_changes_no_parameters_and_no_logits(make):
+    plain, other = make(), make(remat=True)
+    variables = draw_variables(plain)
+    same = draw_variables(other)
+    assert jax.tree.map(np.shape, same) == jax.tree.map(np.shape, variables)
+
+    def both(variables):
+        return [
+            network.apply(variables, IMAGES, train=True, mutable="batch_stats")
+            for network in (plain, other)
+        ]
+
+    found, expected = jax.jit(both, compiler_options=FAST)(variables)
+    compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(compare, found, expected)
+
+    def loss(network, variables):
+        return network.apply(variables, IMAGES).sum()
+
+    is_anew = [
+        "remat" in str(jax.make_jaxpr(jax.grad(partial(loss, network)))(variables))
+        for network in (plain, other)
+    ]
+    assert is_anew == [False, True]
+
+
+@every_network
+def test_drop_path_drops_at_its_rate_and_nothing_at_zero(make):
+    network = make()
+    variables = draw_variables(network)
+
+    @partial(jax.jit, compiler_options=FAST)
+    def logits(rate, key):
+        return network.apply(variables, IMAGES, None, rate, rngs={"drop_path": key})
+
+    plain = jax.jit(partial(network.apply, variables), compiler_options=FAST)(IMAGES)
+    np.testing.assert_allclose(logits(0.0, KEY), plain, rtol=1e-5)
+    some, other = (logits(0.5, jax.random.key(i)) for i in (1, 2))
+    assert not np.allclose(some, plain)
+    assert not np.allclose(some, other)
+
+
+def test_darts_network_halves_images_at_one_and_two_thirds():
+    """The cells that double the channels, by the shapes of what they have."""
+    shapes = jax.eval_shape(SMALL_DARTS(cells=6).init, KEY, IMAGES)["params"]
+    widths = [shapes[f"cell{i}_input1"]["BatchNorm_0"]["scale"].shape for i in range(6)]
+    assert widths == [(1, 4), (1, 4), (1, 8), (1, 8), (1, 16), (1, 16)]
+    # A cell's first input is halved where the cell before was a reduction.
+    halved = [len(shapes[f"cell{i}_input0"]) == 3 for i in range(6)]
+    assert halved == [False, False, False, True, False, True]
+
+
+# The auxiliary head
+
+
+def test_auxiliary_head_learns_only_in_training():
+    network = SMALL_DARTS(auxiliary=True)
+    variables = draw_variables(network, train=True)
+    _, sown = jax.eval_shape(
+        partial(network.apply, train=True, mutable=["batch_stats", "auxiliary"]),
+        {k: variables[k] for k in ("params", "batch_stats")},
+        IMAGES,
+    )
+    (logits,) = sown["auxiliary"]["logits"]
+    assert logits.shape == (len(IMAGES), 3)
+    plain = SMALL_DARTS()
+    without = {k: v for k, v in variables["params"].items() if k != "auxiliary"}
+    assert jax.tree.map(np.shape, without) == jax.tree.map(
+        np.shape, draw_variables(plain)["params"]
+    )
+
+
+def test_auxiliary_head_has_the_published_parameters():
+    # C = 576: a 1x1 and a 2x2 convolution, two norms, a linear layer.
+    expected = 576 * 128 + 2 * 128 + 128 * 4 * 768 + 2 * 768 + 768 * 10 + 10
+    features = jax.ShapeDtypeStruct((2, 8, 8, 576), jnp.float32)
+    assert count_parameters(AuxiliaryHead(10), features, train=True) == expected
+
+
+def test_auxiliary_head_pools_any_size_to_two_pixels():
+    for size in (2, 3, 4, 7, 8, 16):
+        features = jax.ShapeDtypeStruct((2, size, size, 8), jnp.float32)
+        logits, _ = jax.eval_shape(
+            partial(AuxiliaryHead(3).init_with_output, train=True), KEY, features
+        )
+        assert logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="2x2 pixels"):
+        jax.eval_shape(
+            partial(AuxiliaryHead(3).init, train=True), KEY, IMAGES[:, :1, :1]
+        )
+
+
+# PyTorch
+
+
+def copy_of(model):
+    """Our parameters and statistics of the PyTorch supernet of the benchmark."""
+    params, stats = {}, {}
+
+    def kernel(convs):
+        """A kernel for every edge; those of 1x1 pixels are matrices."""
+        kernels = np.stack(
+            [conv.weight.detach().numpy().transpose(2, 3, 1, 0) for conv in convs]
+        )
+        edges, size, _, before, after = kernels.shape
+        if before == 1 and size > 1:
+            return {"kernel": kernels[:, :, :, 0]}
+        return {"kernel": kernels.reshape(edges, before, after)}
+
+    def norm(norms):
+        return {
+            "mean": np.stack([norm.running_mean.numpy() for norm in norms]),
+            "var": np.stack([norm.running_var.numpy() for norm in norms]),
+        }
+
+    def put(group, convs, norms):
+        params[group] = {name: kernel(edges) for name, edges in convs.items()}
+        put_norms(group, norms)
+
+    def put_norms(group, norms):
+        stats[group] = {f"BatchNorm_{i}": norm(edges) for i, edges in enumerate(norms)}
+
+    def reduce(group, edges):
+        pairs = {
+            "Pointwise_0": [edge.even for edge in edges],
+            "Pointwise_1": [edge.odd for edge in edges],
+        }
+        put(group, pairs, [[edge.norm for edge in edges]])
+
+    def preprocess(group, block):
+        if len(block) == 2:
+            reduce(group, [block[1]])
+        else:
+            put(group, {"Pointwise_0": [block[1]]}, [[block[2]]])
+
+    def separable(group, edges):
+        """Depthwise, pointwise, norm; twice with a ReLU between, or once."""
+        starts = range(0, len(edges[0]), 4)
+        convs = {
+            f"{kind}_{i}": [edge[start + place] for edge in edges]
+            for i, start in enumerate(starts)
+            for place, kind in enumerate(("Depthwise", "Pointwise"))
+        }
+        put(group, convs, [[edge[start + 2] for edge in edges] for start in starts])
+
+    def gather(cell):
+        """Takes what was put for a cell into its collections."""
+        for whole in (params, stats):
+            names = [name for name in whole if name.startswith("state")]
+            whole[cell] = {name: whole.pop(name) for name in names}
+
+    for i, cell in enumerate(model.cells):
+        preprocess(f"cell{i}_input0", cell.preprocess0)
+        preprocess(f"cell{i}_input1", cell.preprocess1)
+        for state, edges in enumerate(cell.sources):
+            put_norms(f"state{state}_max_pool_3x3", [[edges.max_norm]])
+            put_norms(f"state{state}_avg_pool_3x3", [[edges.avg_norm]])
+            if len(edges.reduces):
+                reduce(f"state{state}_skip_connect", edges.reduces)
+            for k, name in enumerate(DARTS_OPS[4:]):
+                separable(f"state{state}_{name}", [convs[k] for convs in edges.convs])
+        gather(f"cell{i}")
+
+    conv, stem_norm = model.stem
+    params["stem"] = {"kernel": conv.weight.detach().numpy().transpose(2, 3, 1, 0)}
+    scale, bias = (x.detach().numpy()[None] for x in stem_norm.parameters())
+    params["stem_norm"], stats["stem_norm"] = (
+        {"scale": scale, "bias": bias},
+        norm([stem_norm]),
+    )
+    weight, bias = (x.detach().numpy() for x in model.classifier.parameters())
+    params["Dense_0"] = {"kernel": weight.T, "bias": bias}
+    return {"params": params, "batch_stats": stats}
+
+
+def test_darts_supernet_computes_what_that_of_pytorch_does(monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is in the extra 'benchmark'")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import torch_supernet
+
+    model = torch_supernet.build(channels=4, cells=3, image_size=8, num_classes=3)
+    generator = torch.Generator().manual_seed(0)
+    for x in (*model.double().parameters(), *model.buffers()):
+        # Small kernels, for nothing is normalised in evaluation.
+        torch.nn.init.uniform_(x, -0.3, 0.5, generator=generator)
+    for name, x in model.named_buffers():
+        if name.endswith("var"):
+            torch.nn.init.uniform_(x, 0.5, 1.0, generator=generator)
+    weights = torch.cat([alpha.softmax(-1) for alpha in model.alphas]).detach().numpy()
+    variables = jax.tree.map(np.array, copy_of(model))
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
+    inputs = torch.tensor(images.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        expected = [model.train(train)(inputs).numpy() for train in (False, True)]
+
+    network = DartsNetwork(
+        ALL_EDGES, ALL_EDGES, DARTS_OPS, 4, 3, 3, affine=False, pool_norm=True
+    )
+
+    def outputs(variables, images, weights):
+        apply = partial(network.apply, variables, images, weights)
+        return apply(), apply(train=True, mutable="batch_stats")[0]
+
+    with jax.enable_x64(True):
+        run = jax.jit(outputs, compiler_options=FAST)
+        found = run(variables, images, weights)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7)
