@@ -17,6 +17,9 @@ from jaxnas.tasks import Batch, classification
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 jit = functools.partial(jax.jit, compiler_options=FAST)
 
+# The default initialiser is slow to compile.
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.lecun_uniform())
+
 KEY = jax.random.key(0)
 CLASSES, DECISIONS, CHOICES = 10, 3, 4
 NUM_STEPS, EXAMPLES, BATCH = 3, 12, 6  # so the next batch may be of the next epoch
@@ -39,10 +42,10 @@ class Smooth(nn.Module):
             weights = jnp.ones((DECISIONS, CHOICES))
         x = images.reshape(len(images), -1)
         for row in weights:
-            y = jnp.tanh(nn.Dense(CHOICES * self.width)(x))
+            y = jnp.tanh(Dense(CHOICES * self.width)(x))
             x = jnp.einsum("k,nkc->nc", row, y.reshape(len(x), CHOICES, self.width))
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(CLASSES)(x)
+        return Dense(CLASSES)(x)
 
 
 class OneCell(nn.Module):
@@ -55,8 +58,8 @@ class OneCell(nn.Module):
         ops = "none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"
         edges = Edge(0, 1, ops), Edge(0, 2, ops), Edge(1, 2, ops)
         cell = Cell(edges, ops, 1, 3, 2, affine=False, pool_norm=True)
-        x = cell([nn.Dense(2)(images)], weights, None, train)[-1]
-        return nn.Dense(CLASSES)(x.mean((1, 2)))
+        x = cell([Dense(2)(images)], weights, None, train)[-1]
+        return Dense(CLASSES)(x.mean((1, 2)))
 
 
 class Linear(nn.Module):
@@ -64,7 +67,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, images, weights=None, train=False):
-        logits = nn.Dense(CLASSES)(images.reshape(len(images), -1))
+        logits = Dense(CLASSES)(images.reshape(len(images), -1))
         return logits if weights is None else 2 * weights.sum() * logits
 
 

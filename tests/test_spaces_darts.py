@@ -220,15 +220,15 @@ def test_canonical_is_equal_for_every_order_of_the_nodes():
 
 def test_canonical_is_equal_only_for_isomorphic_cells():
     # Cells of one operation, so that many are alike.
-    archs = np.minimum(draw(5, 60), 1)
+    archs = np.minimum(draw(5, 40), 1)
     keys = np.asarray(canonical(archs))
     equal = 0
-    for i, j in itertools.combinations(range(60), 2):
+    for i, j in itertools.combinations(range(40), 2):
         alike = are_isomorphic(archs[i, :14], archs[j, :14])
         assert alike == (keys[i, 0] == keys[j, 0])
         equal += alike
-    assert equal > 10
-    for arch, near in zip(draw(6, 4), draw(7, 4), strict=True):
+    assert equal > 5
+    for arch, near in zip(draw(6, 2), draw(7, 2), strict=True):
         others = np.asarray(SPACE.neighbours(arch)[0])
         words = np.asarray(canonical(np.concatenate([arch[None], others, near[None]])))
         for other, word in zip([*others, near], words[1:], strict=True):
@@ -329,7 +329,7 @@ def test_gradient_of_the_supernet_at_one_hot_weights_is_the_networks():
     # One cell, which is a reduction: the gradient compiles slowly.
     size = {"channels": 2, "cells": 1, "num_classes": 3}
     size |= {"affine": False, "pool_norm": True}
-    images = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
     arch = draw(8, 1)[0]
 
     def make_gradient(network):

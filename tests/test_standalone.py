@@ -22,7 +22,9 @@ class Small(nn.Module):
 
     @nn.compact
     def __call__(self, images, drop_rate=None, train=False):
-        x = nn.Dense(CLASSES)(images.reshape(len(images), -1))
+        x = nn.Dense(CLASSES, kernel_init=nn.initializers.lecun_uniform())(
+            images.reshape(len(images), -1)
+        )
         return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
 
 

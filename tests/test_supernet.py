@@ -161,9 +161,9 @@ def test_search_killed_goes_on_from_its_checkpoint(tiny_space, tmp_path):
 def test_searches_side_by_side_are_those_of_their_keys(tiny_space):
     keys = jax.random.split(KEY, 2)
     given = differentiable(tiny_space), build(Linear()), 3
-    (states, _), (_, log) = search(keys, *given)
+    (states, _), (_, log) = search(keys, *given, host_scan)
     for i, key in enumerate(keys):
-        (expected, _), (_, alone) = search(key, *given)
+        (expected, _), (_, alone) = search(key, *given, host_scan)
         found = jax.tree.map(lambda x, i=i: x[i], states.logits)
         np.testing.assert_allclose(found, expected.logits, atol=1e-6)
         np.testing.assert_allclose(log.fitness[:, i], alone.fitness, rtol=1e-4)

@@ -4,9 +4,9 @@
     python experiments/benchmarks/darts_step.py --output darts_step.json
 
 For first and second order (ours exact, theirs the paper's finite difference) it
-prints medians, their ratio, compile time from a cold cache, and peak memory: of a process of
-its own for each side, where ours loads what was compiled. About ten minutes on two CPU
-cores.
+prints medians, their ratio, compile time from a cold cache, and peak memory: that of a
+process of its own for each side, where ours loads what was compiled. About ten minutes
+on two CPU cores.
 """
 
 import json

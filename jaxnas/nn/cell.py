@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxnas.base import Array
 from jaxnas.nn.apart import apart
 from jaxnas.nn.ops import OPS, Identity
 
@@ -107,7 +108,7 @@ def _rows(x, indices):
 
 def _mix(outputs, weights, keep):
     """Sums operations that the same edges use, weighted: float32[E, N, H, W, C]."""
-    total = 0.0
+    total: Array | float = 0.0
     alike = []  # the same for all edges: mixed by one product, else XLA computes
     for k, y, exempt in outputs:  # them again for each edge
         factor = weights[:, k : k + 1]

@@ -32,8 +32,8 @@ STRIP = 32  # columns that a kernel gradient unrolls
 class Window(NamedTuple):
     """All that is static of a convolution; sizes and distances in pixels."""
 
-    kernel: tuple[int, int]  # kh, kw, both odd
-    image: tuple[int, int]  # H, W of the input
+    kernel: tuple[int, ...]  # kh, kw, both odd
+    image: tuple[int, ...]  # H, W of the input
     stride: int
     dilation: int
     shared: bool  # whether one input serves all edges
@@ -110,7 +110,7 @@ def _shifted_sum_of_edges(images, kernel, terms, size):
         x = images[image][:, :, top : top + size[0], left : left + size[1]]
         for edge in range(len(x)):
             total += x[edge] * kernel[edge, *tap][None, None, None]
-    return total[None]
+    return jnp.expand_dims(total, 0)
 
 
 def _conv(x, kernel, *, window):

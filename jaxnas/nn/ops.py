@@ -6,9 +6,10 @@ its kernels carry an edge axis, its batch norm has the features (edge, channel).
 supernet of 14 edges and 8 operations compiles in a fraction of the time that way.
 
 Parameters and statistics have the edge axis first, so that those of fewer edges
-are a selection of rows. Every operation is called as `op(x, train)` with x float32[N, H, W, C] and returns
-float32[E, N, H', W', channels], or a leading 1 where it has no parameters and all
-edges get the same. N images, H and W in pixels, C channels, E edges.
+are a selection of rows. Every operation is called as `op(x, train)` with x
+float32[N, H, W, C] and returns float32[E, N, H', W', channels], or a leading 1 where
+it has no parameters and all edges get the same. N images, H and W in pixels, C
+channels, E edges.
 
 The operations are those of DARTS (Liu, Simonyan and Yang 2019, arXiv:1806.09055)
 and NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326).
