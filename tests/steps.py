@@ -56,7 +56,7 @@ class OneCell(nn.Module):
         if weights is None:
             weights = jnp.ones((DECISIONS, CHOICES))
         ops = "none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"
-        edges = Edge(0, 1, ops), Edge(0, 2, ops), Edge(1, 2, ops)
+        edges = Edge(0, 1, ops), Edge(0, 2, ops), Edge(1, 2, ops[:3])
         cell = Cell(edges, ops, 1, 3, 2, affine=False, pool_norm=True)
         x = cell([Dense(2)(images)], weights, None, train)[-1]
         return Dense(CLASSES)(x.mean((1, 2)))
