@@ -170,7 +170,7 @@ def finite_difference(*problem):
     """The paper's approximation of `exact`: a central difference along c.
 
     The paper steps 0.01 in norm. With ReLU that crosses kinks, where the loss has
-    no second derivative: the README says how far off it is.
+    no second derivative, and can be far off.
     """
     return _unrolled(_central_difference, *problem)
 
