@@ -130,6 +130,7 @@ def check(config: Config, dataset: data.Dataset) -> None:
         "search_batch_size": (1, num_train // 2),
         "learning_rate": (0, inf),
         "search_learning_rate": (0, inf),
+        "arch_learning_rate": (0, inf),
         "auxiliary": (0, inf),
         "drop_path": (0, 1),
         "seed": (0, 2**32 - 1),

@@ -1,6 +1,7 @@
 """The experiment from one end to the other, on digits and at a tiny size."""
 
 import csv
+import dataclasses
 import fcntl
 import importlib.util
 import json
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from jaxnas import cli, data
+from jaxnas.base import InputError
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.spaces.darts import darts
 from jaxnas.spaces.genotype import DARTS_V2
@@ -301,6 +303,22 @@ def test_wrong_flag_is_one_line_and_leaves_no_folder(run, tmp_path, flags, says)
     folder = tmp_path / "run"
     assert_refused(run("--workdir", folder, *TINY, *flags.split()), *says)
     assert not folder.exists()
+
+
+def test_every_number_is_checked(darts_cifar):
+    digits = data.load("digits")
+    numbers = ("int", "float", "int | None", "float | None")
+    names = [
+        field.name
+        for field in dataclasses.fields(darts_cifar.Config)
+        if str(getattr(field.type, "__name__", field.type)) in numbers
+    ]
+    assert {"seed", "search_steps", "drop_path"} <= set(names)
+    for name in names:
+        for value in (-1, math.nan):
+            config = dataclasses.replace(darts_cifar.Config(), **{name: value})
+            with pytest.raises(InputError, match=f"--{name.replace('_', '-')} "):
+                darts_cifar.check(config, digits)
 
 
 def test_largest_batches_are_accepted(darts_cifar):
