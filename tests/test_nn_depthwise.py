@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from jaxnas.nn import depthwise
 from jaxnas.nn.depthwise import Window, depthwise_conv
 
-EDGES, IMAGES, SIZE, CHANNELS = 3, 2, (6, 7), 2
+EDGES, IMAGES, SIZE, CHANNELS = 4, 2, (6, 7), 2
 FAST = {"xla_backend_optimization_level": 0}
 
 
@@ -26,11 +26,11 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def draw_case(size, shared=False, image=SIZE, stride=1):
+def draw_case(size, sharers=1, image=SIZE, stride=1):
     """An image, a kernel and what the gradient of the output may be."""
     output = [-(-s // stride) for s in image]
     return (
-        draw(0, 1 if shared else EDGES, IMAGES, *image, CHANNELS),
+        draw(0, EDGES // sharers, IMAGES, *image, CHANNELS),
         draw(1, EDGES, size, size, CHANNELS),
         draw(2, EDGES, IMAGES, *output, CHANNELS),
     )
@@ -41,7 +41,7 @@ def sum_up(x, kernel, g, stride, dilation):
     edges, size = kernel.shape[:2]
     margin = dilation * (size - 1) // 2
     pads = ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0))
-    padded = np.pad(np.broadcast_to(x, (edges, *x.shape[1:])), pads)
+    padded = np.pad(np.repeat(x, edges // len(x), 0), pads)
     y, by_kernel, by_padded = (np.zeros_like(a) for a in (g, kernel, padded))
     for i, j in itertools.product(range(size), repeat=2):
         rows, columns = (
@@ -55,7 +55,7 @@ def sum_up(x, kernel, g, stride, dilation):
         by_padded[:, :, rows, columns] += tap * g
     height, width = x.shape[2:4]
     by_x = by_padded[:, :, margin : margin + height, margin : margin + width]
-    return y, by_x.sum(0, keepdims=True) if len(x) < edges else by_x, by_kernel
+    return y, by_x.reshape(len(x), -1, *x.shape[1:]).sum(1), by_kernel
 
 
 def everything(x, kernel, g, stride=1, dilation=1):
@@ -68,8 +68,8 @@ def everything(x, kernel, g, stride=1, dilation=1):
 
 def everything_grouped(x, kernel, g, stride, dilation):
     """The same three as platforms other than the CPU compute them."""
-    shared = len(x) < len(kernel)
-    window = Window(kernel.shape[1:3], x.shape[2:4], stride, dilation, shared)
+    sharers = len(kernel) // len(x)
+    window = Window(kernel.shape[1:3], x.shape[2:4], stride, dilation, sharers)
     return (
         depthwise._grouped(x, kernel, window=window),
         depthwise._grouped_input_grad(g, kernel, window=window),
@@ -85,13 +85,13 @@ def assert_close(found, expected):
 settings = pytest.mark.parametrize(
     ("size", "stride", "dilation"), [*itertools.product((1, 3, 5), (1, 2), (1, 2))]
 )
-sharing = pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
+sharing = pytest.mark.parametrize("sharers", [1, 2, EDGES])
 
 
 @sharing
 @settings
-def test_conv_and_its_gradients_are_the_sums(size, stride, dilation, shared):
-    case = draw_case(size, shared, stride=stride)
+def test_conv_and_its_gradients_are_the_sums(size, stride, dilation, sharers):
+    case = draw_case(size, sharers, stride=stride)
     how = (stride, dilation)
     expected = sum_up(*case, *how)
     both = jax.jit(
@@ -110,6 +110,12 @@ def test_conv_takes_images_below_the_kernel_and_wide_ones(image, stride):
     assert_close(run(*case), sum_up(*case, stride, 2))
 
 
+def test_conv_of_edges_that_cannot_share_equally_is_refused():
+    x, kernel, _ = draw_case(3)
+    with pytest.raises(ValueError, match="4 edges cannot share 3 inputs"):
+        depthwise_conv(x[:3], kernel)
+
+
 def test_conv_has_the_output_and_type_of_its_input():
     x, kernel, _ = (a.astype(np.float32) for a in draw_case(3))
     out = jax.eval_shape(lambda x, k: depthwise_conv(x, k, 2), x, kernel)
@@ -119,14 +125,14 @@ def test_conv_has_the_output_and_type_of_its_input():
 
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 @sharing
-def test_conv_has_derivatives_of_every_order(shared, mode):
-    x, kernel, _ = draw_case(3, shared, image=(3, 4))
+def test_conv_has_derivatives_of_every_order(sharers, mode):
+    x, kernel, _ = draw_case(3, sharers, image=(3, 4))
     check_grads(partial(depthwise_conv, stride=2), (x, kernel), 3, [mode], rtol=1e-5)
 
 
 @sharing
-def test_conv_mixes_modes_as_differences_do(shared):
-    x, kernel, g = draw_case(3, shared, stride=2)
+def test_conv_mixes_modes_as_differences_do(sharers):
+    x, kernel, g = draw_case(3, sharers, stride=2)
     along = draw(3, *x.shape), draw(4, *kernel.shape)
 
     def gradient(x, kernel):
@@ -150,8 +156,8 @@ def test_conv_mixes_modes_as_differences_do(shared):
 @pytest.mark.parametrize(
     "mapped", [m for m in itertools.product((True, False), repeat=3) if any(m)]
 )
-def test_conv_is_mapped_with_its_gradients(mapped, shared):
-    case = draw_case(3, shared, stride=2)
+def test_conv_is_mapped_with_its_gradients(mapped, sharers):
+    case = draw_case(3, sharers, stride=2)
     batch = tuple(
         np.stack([a, draw(5 + i, *a.shape)]) if is_mapped else a
         for i, (a, is_mapped) in enumerate(zip(case, mapped, strict=True))

@@ -263,13 +263,19 @@ def copy_of(model):
     for i, cell in enumerate(model.cells):
         preprocess(f"cell{i}_input0", cell.preprocess0)
         preprocess(f"cell{i}_input1", cell.preprocess1)
-        for state, edges in enumerate(cell.sources):
-            put_norms(f"state{state}_max_pool_3x3", [[edges.max_norm]])
-            put_norms(f"state{state}_avg_pool_3x3", [[edges.avg_norm]])
-            if len(edges.reduces):
-                reduce(f"state{state}_skip_connect", edges.reduces)
-            for k, name in enumerate(DARTS_OPS[4:]):
-                separable(f"state{state}_{name}", [convs[k] for convs in edges.convs])
+        inputs, inner = [*cell.sources[:2]], cell.sources[2:]
+        for name, sources in [
+            ("state0_1", inputs),
+            *((f"state{state}", [edges]) for state, edges in enumerate(inner, 2)),
+        ]:
+            put_norms(f"{name}_max_pool_3x3", [[edges.max_norm for edges in sources]])
+            put_norms(f"{name}_avg_pool_3x3", [[edges.avg_norm for edges in sources]])
+            reduces = [op for edges in sources for op in edges.reduces]
+            if reduces:
+                reduce(f"{name}_skip_connect", reduces)
+            for k, op_name in enumerate(DARTS_OPS[4:]):
+                convs = [op[k] for edges in sources for op in edges.convs]
+                separable(f"{name}_{op_name}", convs)
         gather(f"cell{i}")
 
     conv, stem_norm = model.stem

@@ -3,6 +3,7 @@
 from functools import wraps
 
 import jax
+from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
@@ -23,3 +24,7 @@ def apart(function, **jit_options):
             return jitted(*args, **kwargs)
 
     return call
+
+
+materialise = apart(lax.optimization_barrier)
+"""Gives arrays back as they are, computed once for all that use them."""

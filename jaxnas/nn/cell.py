@@ -1,19 +1,15 @@
 """A cell: a small graph of states, with operations on its edges."""
 
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxnas.base import Array
-from jaxnas.nn.apart import apart
+from jaxnas.nn.apart import materialise
 from jaxnas.nn.ops import OPS, Identity
-
-materialise = apart(lax.optimization_barrier)
 
 
 class Edge(NamedTuple):
@@ -28,8 +24,8 @@ class Cell(nn.Module):
     """Computes the states of a cell from its input states.
 
     A state is the sum of the edges that enter it, an edge the sum of its
-    operations, each times its weight. Edges that share their source and their
-    operation are computed together, see `jaxnas.nn.ops`.
+    operations, each times its weight. Edges that leave the inputs, or one other
+    state, and share an operation are computed together, see `jaxnas.nn.ops`.
 
     Attributes:
       edges: of the graph.
@@ -64,12 +60,11 @@ class Cell(nn.Module):
         """
         states = list(inputs)
         entering: list[list] = [[] for _ in range(self.num_states)]
-        for source in range(self.num_states):
-            if source >= self.num_inputs:
-                arrived = entering[source] or [jnp.zeros_like(states[-1])[None]]
+        for level in _levels(self.num_inputs, self.num_states):
+            if level[0] >= self.num_inputs:
+                arrived = entering[level[0]] or [jnp.zeros_like(states[-1])[None]]
                 states.append(materialise(sum(arrived))[0])
-            stride = self.stride if source < self.num_inputs else 1
-            for users, outputs in self._groups(source, stride, states[source], train):
+            for users, outputs in self._mixtures(level, states, train).items():
                 rows = (
                     _rows(weights, users),
                     keep if keep is None else _rows(keep, users),
@@ -80,24 +75,47 @@ class Cell(nn.Module):
                     entering[self.edges[edge].target].append(value)
         return states
 
-    def _groups(self, source, stride, x, train):
-        """Computes the operations that leave a state, grouped by their users.
+    def _mixtures(self, level, states, train):
+        """Computes the operations that leave a level, by the edges that use them.
 
-        Returns a list of (edges, [(k, float32[E or 1, N, H, W, C], exempt)]).
+        Returns a dict from edges to [(k, float32[E or S, N, H, W, C], exempt)].
         """
-        groups: dict[tuple[int, ...], list] = {}
-        for k, name in enumerate(self.op_names):
-            users = tuple(
-                i
-                for i, edge in enumerate(self.edges)
-                if edge.source == source and name in edge.ops
-            )
-            if users and name in OPS:
+        stride = self.stride if level[0] < self.num_inputs else 1
+        mixtures: dict[tuple[int, ...], list] = {}
+        for k, op_name in enumerate(self.op_names):
+            if op_name not in OPS:
+                continue
+            for name, users in _groups(self.edges, level, op_name):
+                sources = dict.fromkeys(self.edges[i].source for i in users)
+                x = jnp.stack([states[source] for source in sources])
                 how = (len(users), self.channels, stride, self.affine, self.pool_norm)
-                op = OPS[name](*how, name=f"state{source}_{name}")
+                op = OPS[op_name](*how, name=name)
                 output = (k, op(x, train), isinstance(op, Identity))
-                groups.setdefault(users, []).append(output)
-        return groups.items()
+                mixtures.setdefault(users, []).append(output)
+        return mixtures
+
+
+def _levels(num_inputs, num_states):
+    """The states, in tuples of those that are known at the same time."""
+    return [tuple(range(num_inputs)), *((i,) for i in range(num_inputs, num_states))]
+
+
+def _groups(edges, level, op_name):
+    """The edges that compute an operation together, those of one state in a row.
+
+    They leave a level, and equally many leave each state of it: else those of
+    each state are a group. Returns a list of (name, indices of edges).
+    """
+    by_source = {}
+    for source in level:
+        users = [
+            i for i, e in enumerate(edges) if e.source == source and op_name in e.ops
+        ]
+        if users:
+            by_source[source] = tuple(users)
+    if len({len(users) for users in by_source.values()}) == 1:
+        by_source = {"_".join(map(str, by_source)): sum(by_source.values(), ())}
+    return [(f"state{key}_{op_name}", users) for key, users in by_source.items()]
 
 
 def _rows(x, indices):
@@ -109,19 +127,22 @@ def _rows(x, indices):
 def _mix(outputs, weights, keep):
     """Sums operations that the same edges use, weighted: float32[E, N, H, W, C]."""
     total: Array | float = 0.0
-    alike = []  # the same for all edges: mixed by one product, else XLA computes
-    for k, y, exempt in outputs:  # them again for each edge
+    alike = []  # the same for all edges of a state: mixed by one product, else XLA
+    for k, y, exempt in outputs:  # computes them again for each edge
         factor = weights[:, k : k + 1]
         if keep is not None and not exempt:
             factor = factor * keep
-        elif len(y) == 1:
+            y = jnp.repeat(y, len(weights) // len(y), 0)
+        elif len(y) < len(weights):
             alike.append((k, y))
             continue
         total += factor[:, :, None, None, None] * y
     if alike:
+        stacked = jnp.stack([y for _, y in alike], 1)
         factors = jnp.stack([weights[:, k] for k, _ in alike], 1)
-        stacked = jnp.concatenate([y for _, y in alike])
-        total += jnp.einsum("ep,pnhwc->enhwc", factors, stacked)
+        factors = factors.reshape(len(stacked), -1, len(alike))
+        mixed = jnp.einsum("sep,spnhwc->senhwc", factors, stacked)
+        total += mixed.reshape(-1, *mixed.shape[2:])
     return total
 
 
@@ -130,25 +151,38 @@ def restrict(params, full: tuple[Edge, ...], chosen: tuple[Edge, ...]):
 
     Args:
       params: of a `Cell` with edges `full`, or its batch statistics.
-      full: edges of the cell that the parameters are of.
+      full: edges of the cell that the parameters are of; some enter each state that
+        is no input.
       chosen: edges of the smaller cell, each with a subset of the operations.
     """
-
-    def users(edges, source, name):
-        return [
-            (e.source, e.target) for e in edges if e.source == source and name in e.ops
-        ]
-
+    num_inputs = min(edge.target for edge in full)
+    levels = _levels(num_inputs, max(edge.target for edge in full) + 1)
     restricted = {}
-    for group, leaves in params.items():
-        source, name = group.removeprefix("state").split("_", 1)
-        all_users = users(full, int(source), name)
-        rows = [all_users.index(user) for user in users(chosen, int(source), name)]
-        if rows:
-            restricted[group] = jax.tree.map(partial(_take, rows), leaves)
+    for op_name in OPS:
+        places = {}  # of an edge: its group's name, its row of so many
+        for level in levels:
+            for name, users in _groups(full, level, op_name):
+                for row, user in enumerate(users):
+                    places[full[user][:2]] = name, row, len(users)
+        for level in levels:
+            for name, users in _groups(chosen, level, op_name):
+                found = [places[chosen[user][:2]] for user in users]
+                if found[0][0] in params:
+                    restricted[name] = _take(params, found)
     return restricted
 
 
-def _take(rows, leaf):
-    """Takes rows of the edge axis, unless all edges share the one row."""
-    return leaf if len(leaf) == 1 else leaf[np.array(rows)]
+def _take(params, places):
+    """Takes the rows of edges, or of the states that they leave, once each."""
+    groups, rows, sizes = zip(*places, strict=True)
+
+    def take(*leaves):
+        at = [row * len(x) // n for row, x, n in zip(rows, leaves, sizes, strict=True)]
+        wanted = list(zip(groups, at, leaves, strict=True))
+        if len(leaves[0]) < sizes[0]:
+            wanted = list(
+                {(group, i): (group, i, x) for group, i, x in wanted}.values()
+            )
+        return jnp.concatenate([x[i : i + 1] for _, i, x in wanted])
+
+    return jax.tree.map(take, *(params[group] for group in groups))

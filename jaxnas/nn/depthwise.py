@@ -8,11 +8,12 @@ the transpose of the other two. So the three are primitives: JAX then
 differentiates them to any order, forwards and backwards, and each platform
 lowers each of them in its own best way.
 
-Shapes: x float32[E, N, H, W, C], or [1, N, H, W, C] where all edges share it, k
-float32[E, kh, kw, C], y float32[E, N, H', W', C] with E edges (independent groups),
-N images, C channels, H' = ceil(H / stride).
+Shapes: x float32[S, N, H, W, C], k float32[E, kh, kw, C], y float32[E, N, H', W', C]
+with S states, of which each serves E / S edges in a row, N images, C channels, H' =
+ceil(H / stride).
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Window(NamedTuple):
     image: tuple[int, ...]  # H, W of the input
     stride: int
     dilation: int
-    shared: bool  # whether one input serves all edges
+    sharers: int  # edges that share an input
 
     @property
     def margin(self):  # of zeros around the input
@@ -47,7 +48,7 @@ class Window(NamedTuple):
         return tuple(-(-size // self.stride) for size in self.image)
 
     @property
-    def taps(self):  # (row, column) in the kernel
+    def taps(self):  # their rows and columns in the kernel
         return [(i, j) for i in range(self.kernel[0]) for j in range(self.kernel[1])]
 
 
@@ -55,8 +56,8 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
     """Convolves each channel of each edge with a kernel of its own.
 
     Args:
-      x: float32[E, N, H, W, C], padded here by `dilation * (kh - 1) // 2` zeros,
-        or float32[1, N, H, W, C] where all edges share it.
+      x: float32[S, N, H, W, C], padded here by `dilation * (kh - 1) // 2` zeros.
+        Each of the S serves E / S edges in a row.
       kernel: float32[E, kh, kw, C], kh and kw odd.
       stride: distance of neighbouring outputs, in pixels.
       dilation: distance of neighbouring taps, in pixels.
@@ -64,8 +65,10 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
     Returns:
       float32[E, N, ceil(H / stride), ceil(W / stride), C].
     """
-    shared = len(x) < len(kernel)
-    window = Window(kernel.shape[1:3], x.shape[2:4], stride, dilation, shared)
+    sharers, rest = divmod(len(kernel), len(x))
+    if rest:
+        raise ValueError(f"{len(kernel)} edges cannot share {len(x)} inputs equally")
+    window = Window(kernel.shape[1:3], x.shape[2:4], stride, dilation, sharers)
     return conv_p.bind(x, kernel, window=window)
 
 
@@ -89,37 +92,64 @@ def _phases(x, window):
     return [x[:, :, a::stride, b::stride] for a in range(stride) for b in range(stride)]
 
 
+# A network has tens of thousands of taps: each is as few instructions as can be.
+
+
 @partial(apart, static_argnames=("terms", "size"))
 def _shifted_sum(images, kernel, terms, size):
     """Sums windows of the images, each times one tap of the kernel.
 
     `terms` are of the form (tap, image, top, left).
     """
-    total = 0.0
-    for tap, image, top, left in terms:
-        x = images[image][:, :, top : top + size[0], left : left + size[1]]
-        total += x * kernel[:, *tap][:, None, None, None]
-    return total
+    states = len(images[0])
+    shared = states, len(kernel) // states
+    images = [
+        lax.broadcast_in_dim(x, (*shared, *x.shape[1:]), (0, 2, 3, 4, 5))
+        for x in images
+    ]
+    total = _sum_products(images, kernel, shared, slice(None), terms, size)
+    return total.reshape(-1, *total.shape[2:])
 
 
-@partial(apart, static_argnames=("terms", "size"))
-def _shifted_sum_of_edges(images, kernel, terms, size):
-    """The same, summed over the edges too."""
-    total = 0.0
+@partial(apart, static_argnames=("terms", "size", "sharers"))
+def _shifted_sum_of_sharers(images, kernel, terms, size, sharers):
+    """The same, summed over the edges of each state too."""
+    states, taps = len(kernel) // sharers, math.prod(kernel.shape[1:3])
+    images = [x.reshape(states, sharers, *x.shape[1:]) for x in images]
+    total = sum(
+        _sum_products(
+            images,
+            kernel,
+            (states,),
+            slice(edge, edge + 1),
+            [(edge * taps + tap, *rest) for tap, *rest in terms],
+            size,
+        )
+        for edge in range(sharers)
+    )
+    return total[:, 0]
+
+
+def _sum_products(images, kernel, shape, edges, terms, size):
+    """Sums over the terms. The kernel's first axes are of a shape, then come taps."""
+    channels = kernel.shape[-1]
+    axes = [axis for axis, length in enumerate(shape) if length > 1]
+    kernel = kernel.reshape(*(shape[axis] for axis in axes), -1)
+    products = []
     for tap, image, top, left in terms:
-        x = images[image][:, :, top : top + size[0], left : left + size[1]]
-        for edge in range(len(x)):
-            total += x[edge] * kernel[edge, *tap][None, None, None]
-    return jnp.expand_dims(total, 0)
+        x = images[image][:, edges, :, top : top + size[0], left : left + size[1]]
+        k = kernel[..., tap * channels : (tap + 1) * channels]
+        products.append(x * lax.broadcast_in_dim(k, x.shape, (*axes, 5)))
+    return sum(products[1:], products[0])
 
 
 def _conv(x, kernel, *, window):
     terms = []
-    for i, j in window.taps:
+    for tap, (i, j) in enumerate(window.taps):
         (top, a), (left, b) = (
             divmod(t * window.dilation, window.stride) for t in (i, j)
         )
-        terms.append(((i, j), a * window.stride + b, top, left))
+        terms.append((tap, a * window.stride + b, top, left))
     return _shifted_sum(_phases(x, window), kernel, tuple(terms), window.output)
 
 
@@ -129,18 +159,21 @@ def _input_grad(g, kernel, *, window):
     reach = [-(-m // stride) for m in window.margin]
     pads = ((0, 0), (0, 0), *((r, r) for r in reach), (0, 0))
     images = [jnp.pad(g, pads)]
-    add_up = _shifted_sum_of_edges if window.shared else _shifted_sum
+    states = len(g) // window.sharers
 
     def phase(a, b):
         terms = []
-        for i, j in window.taps:
+        for tap, (i, j) in enumerate(window.taps):
             up, miss_row = divmod(a + window.margin[0] - i * dilation, stride)
             left, miss_column = divmod(b + window.margin[1] - j * dilation, stride)
             if not miss_row and not miss_column:
-                terms.append(((i, j), 0, reach[0] + up, reach[1] + left))
+                terms.append((tap, 0, reach[0] + up, reach[1] + left))
         if not terms:
-            return jnp.zeros_like(g[:1] if window.shared else g)
-        return add_up(images, kernel, tuple(terms), window.output)
+            return jnp.zeros_like(g[:states])
+        how = (tuple(terms), window.output)
+        if window.sharers == 1:
+            return _shifted_sum(images, kernel, *how)
+        return _shifted_sum_of_sharers(images, kernel, *how, window.sharers)
 
     if stride == 1:
         return phase(0, 0)
@@ -168,20 +201,22 @@ def _products(x, g, window):
     Row by row of g, its pixels unrolled and all taps at once. XLA makes one tight
     loop of that, where a reduction for each tap reads all images again.
     """
-    edges, images, out_h, out_w, channels = g.shape
+    states, (edges, images, out_h, out_w, channels) = len(x), g.shape
+    x, g = x[:, None], g.reshape(states, -1, *g.shape[1:])
     stride, dilation = window.stride, window.dilation
     reach_h, reach_w = (2 * m + 1 for m in window.margin)
 
     def add_row(h, total):
-        rows = lax.dynamic_slice_in_dim(x, h * stride, reach_h, 2)[:, :, ::dilation]
-        g_row = lax.dynamic_slice_in_dim(g, h, 1, 2)
+        rows = lax.dynamic_slice_in_dim(x, h * stride, reach_h, 3)[:, :, :, ::dilation]
+        g_row = lax.dynamic_slice_in_dim(g, h, 1, 3)
         for w in range(out_w):
-            at = rows[:, :, :, w * stride : w * stride + reach_w : dilation]
-            total += at * g_row[:, :, :, w : w + 1]
+            at = rows[:, :, :, :, w * stride : w * stride + reach_w : dilation]
+            total += at * g_row[:, :, :, :, w : w + 1]
         return total
 
-    total = jnp.zeros((edges, images, *window.kernel, channels), g.dtype)
-    return lax.fori_loop(0, out_h, add_row, total).sum(1)
+    shape = (states, edges // states, images, *window.kernel, channels)
+    total = lax.fori_loop(0, out_h, add_row, jnp.zeros(shape, g.dtype))
+    return total.sum(2).reshape(edges, *window.kernel, channels)
 
 
 # -- XLA's grouped convolution, for every other platform -----------------------------
@@ -189,7 +224,7 @@ def _products(x, g, window):
 
 def _grouped(x, kernel, *, window):
     edges, channels = len(kernel), kernel.shape[-1]
-    x = jnp.broadcast_to(x, (edges, *x.shape[1:]))
+    x = jnp.repeat(x, window.sharers, 0)
     x = jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], edges * channels)
     y = lax.conv_general_dilated(
         x,
@@ -205,8 +240,8 @@ def _grouped(x, kernel, *, window):
 
 
 def _grouped_input_grad(g, kernel, *, window):
-    edges = 1 if window.shared else len(g)
-    x = jax.ShapeDtypeStruct((edges, g.shape[1], *window.image, g.shape[-1]), g.dtype)
+    shape = (len(g) // window.sharers, g.shape[1], *window.image, g.shape[-1])
+    x = jax.ShapeDtypeStruct(shape, g.dtype)
     return jax.linear_transpose(lambda x: _grouped(x, kernel, window=window), x)(g)[0]
 
 
@@ -231,20 +266,16 @@ def _primitive(name, on_cpu, elsewhere, out_shape):
 
     def batch(args, dims, *, window):
         """Makes the batch a factor of the edges, which are independent anyway."""
-        moved = [
-            a[None] if d is None else jnp.moveaxis(a, d, 0)
+        size = next(
+            a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None
+        )
+        whole = [
+            jnp.stack([a] * size) if d is None else jnp.moveaxis(a, d, 0)
             for a, d in zip(args, dims, strict=True)
         ]
-        size, edges = (max(a.shape[axis] for a in moved) for axis in (0, 1))
-        merged = [
-            jnp.broadcast_to(a, (size, edges, *a.shape[2:])).reshape(-1, *a.shape[2:])
-            for a in moved
-        ]
-        out = primitive.bind(*merged, window=window._replace(shared=False))
-        out = out.reshape(size, edges, *out.shape[1:])
-        if window.shared and primitive is input_grad_p:
-            out = out.sum(1, keepdims=True)
-        return out, 0
+        merged = [a.reshape(-1, *a.shape[2:]) for a in whole]
+        out = primitive.bind(*merged, window=window)
+        return out.reshape(size, -1, *out.shape[1:]), 0
 
     batching.primitive_batchers[primitive] = batch
     return primitive
@@ -261,7 +292,7 @@ input_grad_p = _primitive(
     _input_grad,
     _grouped_input_grad,
     lambda g, k, window: (
-        1 if window.shared else g.shape[0],
+        g.shape[0] // window.sharers,
         g.shape[1],
         *window.image,
         g.shape[-1],

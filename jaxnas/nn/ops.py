@@ -1,15 +1,16 @@
 """The operations that cells are made of, each for a whole group of edges at once.
 
-Edges that leave one state share their input. So an operation here takes one state
-and the number of edges that use it, and answers for all of them with one program:
-its kernels carry an edge axis, its batch norm has the features (edge, channel). A
-supernet of 14 edges and 8 operations compiles in a fraction of the time that way.
+Edges that leave one state share their input. So an operation here takes one or
+several states and the number of edges that use them, and answers for all of them with
+one program: its kernels carry an edge axis, its batch norm has the features (edge,
+channel). A supernet of 14 edges and 8 operations compiles in a fraction of the time.
 
 Parameters and statistics have the edge axis first, so that those of fewer edges
 are a selection of rows. Every operation is called as `op(x, train)` with x
-float32[N, H, W, C] and returns float32[E, N, H', W', channels], or a leading 1 where
-it has no parameters and all edges get the same. N images, H and W in pixels, C
-channels, E edges.
+float32[S, N, H, W, C], of which each state serves E / S edges in a row, and returns
+float32[E, N, H', W', channels], or a leading S where it has no parameters and all
+edges of a state get the same. S states, N images, H and W in pixels, C channels, E
+edges.
 
 The operations are those of DARTS (Liu, Simonyan and Yang 2019, arXiv:1806.09055)
 and NAS-Bench-201 (Dong and Yang 2020, arXiv:2001.00326).
@@ -104,12 +105,11 @@ def _by_channel(x):
 
 @apart
 def _pointwise(x, kernel):
-    return jnp.einsum("enhwc,ecd->enhwd", x, kernel)
-
-
-@apart
-def _pointwise_shared(x, kernel):
-    return jnp.einsum("nhwc,ecd->enhwd", x, kernel)
+    if len(x) == len(kernel):
+        return jnp.einsum("enhwc,ecd->enhwd", x, kernel)
+    kernel = kernel.reshape(len(x), -1, *kernel.shape[1:])
+    y = jnp.einsum("snhwc,secd->senhwd", x, kernel)
+    return y.reshape(-1, *y.shape[2:])
 
 
 class Pointwise(nn.Module):
@@ -120,10 +120,10 @@ class Pointwise(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Maps float32[N, H, W, C] or [E, N, H, W, C] to [E, N, H, W, channels]."""
+        """Maps float32[S, N, H, W, C] to [E, N, H, W, channels]."""
         shape = (self.edges, x.shape[-1], self.channels)
         kernel = self.param("kernel", uniform_fan_in(x.shape[-1]), shape)
-        return (_pointwise if x.ndim == 5 else _pointwise_shared)(x, kernel)
+        return _pointwise(x, kernel)
 
 
 class Depthwise(nn.Module):
@@ -136,10 +136,9 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Maps float32[N, H, W, C] or [E, N, H, W, C] to [E, N, H', W', C]."""
+        """Maps float32[S, N, H, W, C] to [E, N, H', W', C]."""
         shape = (self.edges, self.size, self.size, x.shape[-1])
         kernel = self.param("kernel", uniform_fan_in(self.size**2), shape)
-        x = x if x.ndim == 5 else x[None]
         return depthwise_conv(x, kernel, self.stride, self.dilation)
 
 
@@ -181,24 +180,27 @@ class ReluConvNorm(nn.Module):
         x = nn.relu(x)
         if self.size == 1:
             x = Pointwise(self.edges, self.channels)(
-                x[:, :: self.stride, :: self.stride]
+                x[:, :, :: self.stride, :: self.stride]
             )
         else:
-            x = self._conv(x)
+            shape = (self.edges, self.size, self.size, x.shape[-1], self.channels)
+            kernel = self.param("kernel", uniform_fan_in(math.prod(shape[1:4])), shape)
+            kernel = kernel.reshape(len(x), -1, *shape[1:])
+            x = jax.vmap(self._conv)(x, kernel)
+            x = x.reshape(-1, *x.shape[2:])
         return BatchNorm(self.affine)(x, train)
 
-    def _conv(self, x):
-        """One convolution with the outputs of all edges."""
-        shape = (self.edges, self.size, self.size, x.shape[-1], self.channels)
-        kernel = self.param("kernel", uniform_fan_in(math.prod(shape[1:4])), shape)
+    def _conv(self, x, kernel):
+        """One convolution with the outputs of all edges of a state."""
+        edges, *shape = kernel.shape
         y = lax.conv_general_dilated(
             x,
-            jnp.moveaxis(kernel, 0, 3).reshape(*shape[1:4], -1),
+            jnp.moveaxis(kernel, 0, 3).reshape(*shape[:3], -1),
             (self.stride, self.stride),
             [(self.size // 2, self.size // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return jnp.moveaxis(y.reshape(*y.shape[:3], self.edges, self.channels), 3, 0)
+        return jnp.moveaxis(y.reshape(*y.shape[:3], edges, self.channels), 3, 0)
 
 
 class FactorizedReduce(nn.Module):
@@ -212,12 +214,12 @@ class FactorizedReduce(nn.Module):
     def __call__(self, x, train):
         """See the module's docstring."""
         x = nn.relu(x)
-        odd = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
+        odd = jnp.pad(x[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)))
         half = self.channels // 2
         x = jnp.concatenate(
             [
-                Pointwise(self.edges, half)(x[:, ::2, ::2]),
-                Pointwise(self.edges, self.channels - half)(odd[:, ::2, ::2]),
+                Pointwise(self.edges, half)(x[:, :, ::2, ::2]),
+                Pointwise(self.edges, self.channels - half)(odd[:, :, ::2, ::2]),
             ],
             -1,
         )
@@ -234,17 +236,17 @@ def _shifts(x, axis, stride, fill):
 
 
 def max_pool(x: Array, stride: int = 1) -> Array:
-    """The maximum of 3x3 pixels of float32[N, H, W, C], inside the image."""
+    """The maximum of 3x3 pixels of float32[..., H, W, C], inside the image."""
     # Two separable passes: reduce_window's gradient is slow on a CPU.
-    for axis in (1, 2):
+    for axis in (-3, -2):
         left, centre, right = _shifts(x, axis, stride, -jnp.inf)
         x = jnp.maximum(jnp.maximum(left, centre), right)
     return x
 
 
 def avg_pool(x: Array, stride: int = 1) -> Array:
-    """The mean of 3x3 pixels of float32[N, H, W, C], of those inside the image."""
-    for axis in (1, 2):
+    """The mean of 3x3 pixels of float32[..., H, W, C], of those inside the image."""
+    for axis in (-3, -2):
         size = x.shape[axis]
         counts = np.full(size, 3, np.float32)
         counts[0] -= 1
@@ -256,7 +258,7 @@ def avg_pool(x: Array, stride: int = 1) -> Array:
 
 
 class Pool(nn.Module):
-    """A 3x3 pooling, the same for all edges; normalised inside a supernet."""
+    """A 3x3 pooling, the same for all edges of a state; normalised in a supernet."""
 
     pool: Callable[..., Array]
     stride: int = 1
@@ -265,17 +267,17 @@ class Pool(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         """See the module's docstring."""
-        x = self.pool(x, self.stride)[None]
+        x = self.pool(x, self.stride)
         return BatchNorm(affine=False)(x, train) if self.norm else x
 
 
 class Identity(nn.Module):
-    """The state itself, the same for all edges."""
+    """The states themselves, each the same for all of its edges."""
 
     @nn.compact
     def __call__(self, x, train):
         """See the module's docstring."""
-        return x[None]
+        return x
 
 
 def _separable(size, dilation, repeats):

@@ -85,7 +85,7 @@ class DartsNetwork(nn.Module):
         fit = FactorizedReduce if was_reduced else ReluConvNorm
         first = fit(1, channels, affine=self.affine, name=f"cell{i}_input0")
         second = ReluConvNorm(1, channels, affine=self.affine, name=f"cell{i}_input1")
-        return [first(before, train)[0], second(x, train)[0]]
+        return [first(before[None], train)[0], second(x[None], train)[0]]
 
     def _cell(self, i, reduce, channels):
         kind = nn.remat(Cell, static_argnums=(4,)) if self.remat else Cell
@@ -167,7 +167,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         """Maps float32[N, H, W, C] to [N, ceil(H / 2), ceil(W / 2), channels]."""
-        y = ReluConvNorm(1, self.channels, 3, stride=2)(x, train)[0]
+        y = ReluConvNorm(1, self.channels, 3, stride=2)(x[None], train)
         y = ReluConvNorm(1, self.channels, 3)(y, train)[0]
         # Pixels outside of an image of odd size count for nothing.
         x = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
