@@ -1,11 +1,13 @@
 """Training states and the updates that move them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.interpreters import partial_eval
 
 from jaxnas.base import Array, PyTree
 
@@ -20,6 +22,35 @@ class TrainState(NamedTuple):
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+
+
+def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTree:
+    """Draws the initial variables of a Linen module without running it.
+
+    They are those of `network.init(key, *args, **kwargs)`. That is traced, all but
+    the draws is left out, and the draws run one by one: one program of them all
+    compiles for longer than the rest of the start together.
+
+    Args:
+      network: a Linen module.
+      key: PRNG key.
+      args: inputs, as arrays or `jax.ShapeDtypeStruct`s.
+      kwargs: static arguments.
+
+    Raises:
+      ValueError: a variable depends on the values of `args`.
+    """
+    trace = jax.make_jaxpr(partial(network.init, **kwargs), return_shape=True)
+    closed, variables = trace(key, *args)
+    key_var = closed.jaxpr.invars[0]
+    outputs = [True] * len(closed.jaxpr.outvars)
+    jaxpr, used = partial_eval.dce_jaxpr(
+        closed.jaxpr, outputs, [var is key_var for var in closed.jaxpr.invars]
+    )
+    if any(used[1:]):
+        raise ValueError("initial variables that depend on the inputs' values")
+    values = jax.core.eval_jaxpr(jaxpr, closed.consts, key)
+    return jax.tree.unflatten(jax.tree.structure(variables), values)
 
 
 def init_state(variables: Any, tx: optax.GradientTransformation) -> TrainState:

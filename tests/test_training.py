@@ -1,10 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxnas.training import TrainState, init_state, make_update, sgd
+from jaxnas.training import TrainState, init_state, init_variables, make_update, sgd
 
 TARGET = np.array([[1.0, -2.0, 3.0], [0.5, 0.0, -4.0]], np.float32)
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 0.05
@@ -35,6 +36,48 @@ def follow(tx, num_steps):
         states.append(state)
         metrics.append(found)
     return states, metrics
+
+
+class Small(nn.Module):
+    """A dense layer and a batch norm, which have draws, ones and zeros."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm(not train)(nn.Dense(3)(x))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_init_variables_are_those_of_flax(batched):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+
+    def ours(key):
+        return init_variables(Small(), key, x, train=True)
+
+    def theirs(key):
+        return Small().init(key, jnp.zeros(x.shape), train=True)
+
+    if batched:
+        found, expected = jax.vmap(ours)(keys), jax.vmap(theirs)(keys)
+    else:
+        found, expected = ours(keys[0]), theirs(keys[0])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_init_variables_of_a_network_without_draws():
+    found = init_variables(nn.BatchNorm(True), jax.random.key(0), jnp.ones((2, 3)))
+    expected = nn.BatchNorm(True).init(jax.random.key(0), jnp.ones((2, 3)))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_init_variables_refuses_those_that_need_the_inputs():
+    class Centred(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x - self.variable("batch_stats", "mean", lambda: x.mean()).value
+
+    with pytest.raises(ValueError, match="depend on the inputs"):
+        init_variables(Centred(), jax.random.key(0), jnp.ones(3))
 
 
 def test_init_state_counts_no_step_and_keeps_what_init_made():

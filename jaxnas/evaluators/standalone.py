@@ -14,7 +14,7 @@ from jaxnas.base import Array, InputError
 from jaxnas.data import batch_indices
 from jaxnas.metrics import confusion_matrix
 from jaxnas.tasks import Batch, Task
-from jaxnas.training import TrainState, init_state, make_update
+from jaxnas.training import TrainState, init_state, init_variables, make_update
 
 
 def fit(
@@ -86,7 +86,8 @@ def fit(
 
     key_init, key_steps = jax.random.split(key)
     image = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), jnp.float32)
-    state = init_state(network.lazy_init(key_init, image, train=True), tx)
+    variables = init_variables(network, key_init, image, train=True)
+    state = init_state(variables, tx)
     data = jax.tree.map(jnp.asarray, data)
     return scan(Partial(step, key_steps, data), state, jnp.arange(num_steps))
 

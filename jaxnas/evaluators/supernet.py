@@ -19,7 +19,7 @@ from jax import lax
 from jaxnas.base import OK, Array, Evaluator, Feedback, InputError, Proposal, PyTree
 from jaxnas.data import batch_indices
 from jaxnas.tasks import Batch, Task
-from jaxnas.training import TrainState, init_state, sgd
+from jaxnas.training import TrainState, init_state, init_variables, sgd
 
 WEIGHTS, ARCHITECTURE = 0, 1  # which half, which stream of random numbers
 
@@ -103,7 +103,7 @@ def supernet(
         key_init, key_data = jax.random.split(key)
         shape = (1, *halves[WEIGHTS].images.shape[1:])
         image = jax.ShapeDtypeStruct(shape, jnp.float32)
-        variables = network.lazy_init(key_init, image)
+        variables = init_variables(network, key_init, image)
         return SupernetState(init_state(variables, tx), key_data)
 
     def evaluate(key: Array, data: PyTree, state: SupernetState, proposal: Proposal):
