@@ -1,6 +1,7 @@
 """Hypergradients against the whole outer objective, written out, in float64."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from steps import (
     problem,
 )
 
-from jaxnas.evaluators.supernet import HYPERGRADIENTS
+from jaxnas.evaluators.supernet import HYPERGRADIENTS, finite_difference
 
 
 @functools.cache
@@ -114,6 +115,15 @@ def test_finite_difference_is_the_formula_of_the_paper():
         assert deviation(found, outer[1] - rate * difference) < 1e-10
         # The truncation, of second order in 0.01.
         assert deviation(found, -smooth("exact")[t].feedback.grad[0]) < 1e-3
+
+
+@pytest.mark.usefixtures("float64")
+def test_finite_difference_nears_exact_with_its_distance():
+    (near,) = follow(
+        Smooth(), 1, hypergradient=partial(finite_difference, distance=1e-4), **SHARP
+    )
+    exact = smooth("exact")[0].feedback.grad[0]
+    assert deviation(near.feedback.grad[0], exact) < 1e-7
 
 
 def test_finite_difference_without_a_step_is_the_plain_gradient():

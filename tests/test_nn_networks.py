@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnas.nn.cell import Cell, Edge
-from jaxnas.nn.ops import avg_pool, max_pool
+from jaxnas.nn.pooling import avg_pool, max_pool
 from jaxnas.nn.skeleton import AuxiliaryHead, DartsNetwork, NasBench201Network
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"

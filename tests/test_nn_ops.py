@@ -11,9 +11,9 @@ import pytest
 from jax.test_util import check_grads
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxnas.nn.apart import apart
-from jaxnas.nn.cell import materialise
-from jaxnas.nn.ops import OPS, BatchNorm, avg_pool, conv, max_pool
+from jaxnas.nn.apart import apart, materialise
+from jaxnas.nn.ops import OPS, BatchNorm, conv
+from jaxnas.nn.pooling import avg_pool, max_pool
 
 EDGES, CHANNELS = 4, 4
 FAST = {"xla_backend_optimization_level": 0}

@@ -7,6 +7,7 @@ which differs by half a step.
 """
 
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ def supernet(
     halves: tuple[Batch, Batch],
     prepare: Callable[[Array, Array], Array],
     *,
-    hypergradient: str = "first_order",
+    hypergradient: str | Callable = "first_order",
     learning_rate: optax.ScalarOrSchedule = 0.025,
     momentum: float = 0.9,
     weight_decay: float = 3e-4,
@@ -57,7 +58,7 @@ def supernet(
       halves: images uint8[N, H, W, colours] and labels int32[N]; the first part
         trains the weights, the second the architecture.
       prepare: `(key, uint8[B, H, W, colours]) -> float32`: normalises, augments.
-      hypergradient: a name in `HYPERGRADIENTS`.
+      hypergradient: a name in `HYPERGRADIENTS`, or a function like those.
       learning_rate: of the weights, float or a schedule by step.
       momentum: of the weights.
       weight_decay: of the weights.
@@ -67,12 +68,16 @@ def supernet(
     Raises:
       InputError: an unknown hypergradient; a batch below 1 or above a half.
     """
-    if hypergradient not in HYPERGRADIENTS:
+    search_step = (
+        HYPERGRADIENTS.get(hypergradient)
+        if isinstance(hypergradient, str)
+        else hypergradient
+    )
+    if search_step is None:
         raise InputError(
             f"expected a hypergradient of {', '.join(HYPERGRADIENTS)}, but got "
             f"{hypergradient}: choose one of these"
         )
-    search_step = HYPERGRADIENTS[hypergradient]
     fewest = min(len(half.labels) for half in halves)
     if not 0 < batch_size <= fewest:
         raise InputError(
@@ -166,13 +171,14 @@ def exact(*problem):
     return _unrolled(_directional, *problem)
 
 
-def finite_difference(*problem):
+def finite_difference(*problem, distance=0.01):
     """The paper's approximation of `exact`: a central difference along c.
 
-    The paper steps 0.01 in norm. With ReLU that crosses kinks, where the loss has
-    no second derivative, and can be far off.
+    The paper steps a distance of 0.01 in norm. With ReLU that crosses kinks, where
+    the gradient jumps: the second-order term is often off by more than its own size
+    (figures in BUILD.md).
     """
-    return _unrolled(_central_difference, *problem)
+    return _unrolled(partial(_central_difference, distance=distance), *problem)
 
 
 def _unrolled(derivative, loss_fn, tx, clip, state, weights, batches):
@@ -214,7 +220,7 @@ def _directional(function, params, along):
     return jax.jvp(function, (params,), (along,))[1]
 
 
-def _central_difference(function, params, along, distance=0.01):
+def _central_difference(function, params, along, distance):
     norm = optax.tree.norm(along)  # zero where the learning rate is
     size = distance / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
 
