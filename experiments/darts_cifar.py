@@ -56,7 +56,7 @@ class Config:
     """How the architecture's gradient follows the step of the weights."""
     search_epochs: int = 50
     search_steps: int | None = None
-    """Number of search steps, instead of search_epochs."""
+    """Number of search steps, which counts instead of --search-epochs."""
     search_batch_size: int = 64
     search_channels: int = 16
     search_cells: int = 8
@@ -68,7 +68,7 @@ class Config:
 
     epochs: int = 600
     steps: int | None = None
-    """Number of training steps, instead of epochs."""
+    """Number of training steps, which counts instead of --epochs."""
     batch_size: int = 96
     channels: int = 36
     cells: int = 20
@@ -115,6 +115,8 @@ def main(config: Config) -> None:
         result = run.result()
         if result is None:
             result = run.finish(work(config, dataset, run))
+        else:
+            print("this run is finished; its result:")
         cli.show_result(result)
         print(f"files are in {run.folder}")
 
@@ -137,10 +139,18 @@ def check(config: Config, dataset: data.Dataset) -> None:
     }
     for name, (least, most) in ranges.items():
         value = getattr(config, name)
-        if value is not None and not least <= value <= most:
+        if value is not None and not (least <= value <= most and value < inf):
             wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"expected {flag} {wanted}, but got {value}: change it")
+    for epochs, steps in (("search_epochs", "search_steps"), ("epochs", "steps")):
+        asked = getattr(config, epochs) != getattr(Config, epochs)
+        if asked and getattr(config, steps):
+            flag = steps.replace("_", "-")
+            raise InputError(
+                f"expected epochs or steps, but --{flag} is {getattr(config, steps)}, "
+                f"which counts: add --{flag} None for epochs"
+            )
     if config.genotype is not None:
         darts().from_string(config.genotype)
     height, width = dataset.train_images.shape[1:3]

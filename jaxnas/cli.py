@@ -62,6 +62,9 @@ def main(
     except KeyboardInterrupt as error:
         said = ["interrupted", *map(str, error.args), "the same command goes on"]
         code, line = 130, "; ".join(said)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, line = 0, ""
     if line:
         print(line, file=sys.stderr)
     sys.exit(code)
@@ -173,7 +176,10 @@ def phase(
             values = {key: float(value) for key, value in summarise(ys).items()}
             for key, value in values.items():
                 if not math.isfinite(value):
-                    raise FloatingPointError(f"{name}: {key} is {value} at step {step}")
+                    raise FloatingPointError(
+                        f"{name}: {key} is {value} at step {step}: lower the learning "
+                        "rate and start anew with --overwrite"
+                    )
             run.log.write(name, step, values)
             progress.update(step, **values)
             run.clock(name)
@@ -218,8 +224,10 @@ class Progress:
         if console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.SpinnerColumn(finished_text=" "),
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(bar_width=12),
+                rich.progress.TextColumn(
+                    "{task.description}", table_column=rich.table.Column(no_wrap=True)
+                ),
+                rich.progress.BarColumn(bar_width=8),
                 _Status(self),
                 console=console,
                 refresh_per_second=4,
@@ -256,9 +264,12 @@ class Progress:
     def status(self) -> str:
         """Returns steps, rate, time left and losses in one line."""
         now = time.monotonic()
+        if self._step == self._total and self._began is None:
+            return f"{self._step}/{self._total}  done before"
         if self._began is None:
             waited = int(now - self._opened)
-            return f"compiling, {waited} s" if waited else "compiling"
+            going_on = f"going on from step {self._step}, " if self._step else ""
+            return f"{going_on}compiling{f', {waited} s' if waited else ''}"
         began, first = self._began
         parts = [f"{self._step}/{self._total}"]
         if self._step > first and now > began:

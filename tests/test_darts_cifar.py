@@ -204,7 +204,8 @@ def test_second_start_prints_the_finished_result(
     assert contents(whole) == before
     first = (shared / "stdout").read_text().splitlines()
     assert first[0] == "searching  compiling"
-    assert first[-len(out) :] == out
+    assert out[0] == "this run is finished; its result:"
+    assert first[-len(out[1:]) :] == out[1:]
     assert any(line.startswith("test accuracy") for line in out)
 
 
@@ -253,7 +254,8 @@ def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(shared, tmp_path):
         code, out, err = finish(start(shared, tmp_path, *TINY, *flags))
         assert code == 1
         assert err == (
-            "error: retraining: train_loss is nan at step 2; "
+            "error: retraining: train_loss is nan at step 2: lower the learning "
+            "rate and start anew with --overwrite; "
             f"the last good checkpoint is {kept}\n"
         )
         assert checkpoints.steps() == [1]
@@ -305,6 +307,15 @@ def test_wrong_flag_is_one_line_and_leaves_no_folder(run, tmp_path, flags, says)
     assert not folder.exists()
 
 
+def test_epochs_beside_steps_are_refused(run, tmp_path):
+    folder = tmp_path / "run"
+    flags = "--dataset", "digits", "--search-epochs", "1"
+    code, out, err = run("--workdir", folder, *flags)
+    assert (code, out) == (2, [])
+    assert err.startswith("error: expected epochs or steps, but --search-steps is ")
+    assert not folder.exists()
+
+
 def test_every_number_is_checked(darts_cifar):
     digits = data.load("digits")
     numbers = ("int", "float", "int | None", "float | None")
@@ -315,7 +326,7 @@ def test_every_number_is_checked(darts_cifar):
     ]
     assert {"seed", "search_steps", "drop_path"} <= set(names)
     for name in names:
-        for value in (-1, math.nan):
+        for value in (-1, math.nan, math.inf):
             config = dataclasses.replace(darts_cifar.Config(), **{name: value})
             with pytest.raises(InputError, match=f"--{name.replace('_', '-')} "):
                 darts_cifar.check(config, digits)
@@ -377,6 +388,6 @@ def test_truncated_data_are_one_line_and_leave_no_folder(run, tmp_path):
     before = contents(prepared)
     where = "--workdir", tmp_path / "run", "--data-dir", tmp_path / "data"
     outcome = run(*where, *TINY, "--dataset", "mnist")
-    assert_refused(outcome, "expected mnist in", "to be complete", "delete its folder")
+    assert_refused(outcome, "expected mnist in", "to be complete", "delete mnist there")
     assert not (tmp_path / "run").exists()
     assert contents(prepared) == before

@@ -31,7 +31,7 @@ def clock(monkeypatch):
 def test_progress_takes_rate_and_time_left_from_after_compiling(clock):
     with cli.Progress("search", total=600, start=120) as progress:
         clock.now = 65.0
-        assert progress.status() == "compiling, 65 s"
+        assert progress.status() == "going on from step 120, compiling, 65 s"
         progress.compiled()
         assert progress.status() == "120/600"
         clock.now = 75.0
@@ -80,7 +80,7 @@ def test_progress_on_a_terminal_is_a_bar_of_one_line(clock, monkeypatch):
     text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", file.getvalue())
     line = re.split(r"[\r\n]+", text.rstrip("\r\n"))[-1]
     assert re.fullmatch(
-        r". search [━╸╺]{12} 300/600  3 steps/s  1:40 left  train 1.235  valid 1.457 *",
+        r". search [━╸╺]{8} 300/600  3 steps/s  1:40 left  train 1.235  valid 1.457 *",
         line,
     )
 
@@ -173,7 +173,8 @@ def test_phase_stops_at_nan_before_it_is_saved(tmp_path):
         with pytest.raises(FloatingPointError) as stopped:
             run_phase(Config(tmp_path), 10)
         assert str(stopped.value) == (
-            "count: loss is nan at step 8; the last good checkpoint is "
+            "count: loss is nan at step 8: lower the learning rate and start anew "
+            "with --overwrite; the last good checkpoint is "
             f"{tmp_path / 'checkpoints' / 'count' / '6'}"
         )
         assert Checkpoints(tmp_path / "checkpoints" / "count").steps() == [4, 6]

@@ -124,8 +124,8 @@ def _from_tfds(
         where = data_dir or "tensorflow-datasets' default folder"
         raise InputError(
             f"expected {name} in {where} to be complete and in array_record format, "
-            f"but got {one_line(error)}: delete its folder to have it prepared anew, "
-            "or give another one"
+            f"but got {one_line(error)}: delete {name} there to have it prepared anew, "
+            "or give another folder"
         ) from error
 
 
