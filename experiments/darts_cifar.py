@@ -54,7 +54,7 @@ class Config:
 
     hypergradient: Literal[tuple(HYPERGRADIENTS)] = "exact"
     """How the architecture's gradient follows the step of the weights."""
-    search_epochs: int = 50
+    search_epochs: int | None = 50
     search_steps: int | None = None
     """Number of search steps, which counts instead of --search-epochs."""
     search_batch_size: int = 64
@@ -66,7 +66,7 @@ class Config:
     genotype: str | None = None
     """Train this cell, in the literature's form, instead of searching one."""
 
-    epochs: int = 600
+    epochs: int | None = 600
     steps: int | None = None
     """Number of training steps, which counts instead of --epochs."""
     batch_size: int = 96
@@ -85,11 +85,13 @@ class Config:
 PRESETS = {
     "quick": Config(
         hypergradient="first_order",
+        search_epochs=None,
         search_steps=100,
         search_batch_size=32,
         search_channels=8,
         search_cells=3,
         arch_learning_rate=1e-2,
+        epochs=None,
         steps=300,
         batch_size=64,
         channels=16,
@@ -108,7 +110,10 @@ TRAIN = {"loss": "train_loss", "accuracy": "train_accuracy"}
 
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
-    dataset = data.load(config.dataset, config.data_dir)
+    name = config.dataset
+    if name == "auto":  # a run that was begun keeps its dataset
+        name = runs.configuration(config.workdir).get("dataset", name)
+    dataset = data.load(name, config.data_dir)
     check(config, dataset)
     config = replace(config, dataset=dataset.name)
     with runs.open_run(config, SEARCH) as run:
@@ -144,13 +149,15 @@ def check(config: Config, dataset: data.Dataset) -> None:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"expected {flag} {wanted}, but got {value}: change it")
     for epochs, steps in (("search_epochs", "search_steps"), ("epochs", "steps")):
-        asked = getattr(config, epochs) != getattr(Config, epochs)
-        if asked and getattr(config, steps):
-            flag = steps.replace("_", "-")
+        is_asked = getattr(config, epochs) != getattr(PRESETS[config.preset], epochs)
+        number, flag = getattr(config, steps), f"--{steps.replace('_', '-')}"
+        if is_asked and number:
             raise InputError(
-                f"expected epochs or steps, but --{flag} is {getattr(config, steps)}, "
-                f"which counts: add --{flag} None for epochs"
+                f"expected epochs or steps, but {flag} is {number}, which counts: add "
+                f"{flag} None for epochs"
             )
+        if getattr(config, epochs) is None and number is None:
+            raise InputError(f"expected epochs or steps, but got neither: add {flag} N")
     if config.genotype is not None:
         darts().from_string(config.genotype)
     height, width = dataset.train_images.shape[1:3]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
 import jax
+import jax.numpy as jnp
 import rich.console
 import rich.progress
 import rich.table
@@ -44,7 +45,8 @@ def main(
 
     Exit codes: 0, 1 where a loss is not finite (FloatingPointError), 2 where
     the input is wrong (InputError), 130 where it was interrupted, each with one
-    line on stderr. Any other exception is a bug and keeps its traceback.
+    line on stderr; 141 where nobody reads the output any more. Any other exception
+    is a bug and keeps its traceback.
 
     Args:
       experiment: takes the configuration.
@@ -64,7 +66,7 @@ def main(
         code, line = 130, "; ".join(said)
     except BrokenPipeError:  # whoever reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, line = 0, ""
+        code, line = 141, ""
     if line:
         print(line, file=sys.stderr)
     sys.exit(code)
@@ -142,6 +144,16 @@ def show_result(result: Mapping[str, Any]) -> None:
     rich.console.Console().print(table)
 
 
+REMEDY = "lower the learning rate and start anew with --overwrite"
+
+
+@jax.jit
+def _has_nan(tree: Any) -> jax.Array:
+    leaves = jax.tree.leaves(tree)
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.any(jnp.array([jnp.isnan(x).any() for x in floats]))
+
+
 @contextlib.contextmanager
 def phase(
     run: Run,
@@ -160,7 +172,8 @@ def phase(
       summarise: takes the ys of a chunk, gives the numbers of its row.
 
     Raises:
-      FloatingPointError: one of these numbers is not finite. The chunk is not saved.
+      FloatingPointError: one of these numbers is not finite, or the carry has NaN.
+        The chunk is not saved.
     """
     checkpoints = run.checkpoints(name)
     start = checkpoints.latest() or 0
@@ -177,9 +190,12 @@ def phase(
             for key, value in values.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(
-                        f"{name}: {key} is {value} at step {step}: lower the learning "
-                        "rate and start anew with --overwrite"
+                        f"{name}: {key} is {value} at step {step}: {REMEDY}"
                     )
+            if _has_nan(carry):  # of the last update, whose loss nobody has seen
+                raise FloatingPointError(
+                    f"{name}: the state is nan after step {step}: {REMEDY}"
+                )
             run.log.write(name, step, values)
             progress.update(step, **values)
             run.clock(name)

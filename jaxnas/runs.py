@@ -66,6 +66,17 @@ def open_run(config: Any, columns: Sequence[str]) -> Iterator["Run"]:
             run.clock(None)
 
 
+def configuration(folder: Path) -> dict[str, Any]:
+    """Returns what config.json of a work folder says, nothing where there is none.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    if not folder.is_dir():
+        return {}
+    return read_json(folder / "config.json", "choose another --workdir") or {}
+
+
 class Run:
     """An open work folder; `open_run` makes it.
 
@@ -85,6 +96,8 @@ class Run:
         state = read_json(folder / "run.json", "delete it") or {}
         self.seconds: dict[str, float] = state.get("seconds", {})
         self._files: list[str] = state.get("files", [])
+        if not (isinstance(self.seconds, dict) and isinstance(self._files, list)):
+            raise InputError(f"{folder / 'run.json'} is damaged: delete it")
         self._phase: str | None = None
         self._since = 0.0
         self.log = Log(self.path("log.csv"), tuple(columns))

@@ -58,7 +58,8 @@ def search(
       num_steps: T.
       scan: the loop, with the signature of `lax.scan`.
       initial: states of strategy and evaluator to start from, such as those of an
-        earlier phase; for None those of `init`.
+        earlier phase; for None those of `init`. Give a later phase another key:
+        random numbers follow from the key and the number of the step alone.
 
     Returns:
       ((strategy_state, evaluator_state), log): states as the members have them,

@@ -27,9 +27,9 @@ class TrainState(NamedTuple):
 def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTree:
     """Draws the initial variables of a Linen module without running it.
 
-    They are those of `network.init(key, *args, **kwargs)`. That is traced, all but
-    the draws is left out, and the draws run one by one: one program of them all
-    compiles for longer than the rest of the start together.
+    They are `params` and `batch_stats` of `network.init(key, *args, **kwargs)`. That
+    is traced, all but the draws is left out, and the draws run one by one: one
+    program of them all compiles for longer than the rest of the start together.
 
     Args:
       network: a Linen module.
@@ -40,7 +40,8 @@ def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTre
     Raises:
       ValueError: a variable depends on the values of `args`.
     """
-    trace = jax.make_jaxpr(partial(network.init, **kwargs), return_shape=True)
+    init = partial(network.init, mutable=["params", "batch_stats"], **kwargs)
+    trace = jax.make_jaxpr(init, return_shape=True)
     closed, variables = trace(key, *args)
     key_var = closed.jaxpr.invars[0]
     outputs = [True] * len(closed.jaxpr.outvars)

@@ -307,6 +307,20 @@ def test_wrong_flag_is_one_line_and_leaves_no_folder(run, tmp_path, flags, says)
     assert not folder.exists()
 
 
+def test_auto_keeps_the_dataset_of_a_run_that_was_begun(
+    whole, run, darts_cifar, monkeypatch
+):
+    asked = []
+    load = data.load
+    monkeypatch.setattr(
+        data, "load", lambda *args: asked.append(args[0]) or load(*args)
+    )
+    monkeypatch.setattr(darts_cifar, "work", None)
+    flags = [flag for flag in TINY if flag not in ("--dataset", "digits")]
+    code, _, _ = run("--workdir", whole, *flags)
+    assert (code, asked) == (0, ["digits"])
+
+
 def test_epochs_beside_steps_are_refused(run, tmp_path):
     folder = tmp_path / "run"
     flags = "--dataset", "digits", "--search-epochs", "1"

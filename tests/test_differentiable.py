@@ -7,7 +7,7 @@ import optax
 import pytest
 from trees import assert_trees_equal
 
-from jaxnas.base import OK, Evaluator, Feedback
+from jaxnas.base import OK, Evaluator, Feedback, InputError
 from jaxnas.search import search
 from jaxnas.spaces import SPACES
 from jaxnas.strategies.differentiable import differentiable
@@ -50,6 +50,20 @@ def test_recommendation_is_the_optimum_of_a_known_table(tiny_space):
     np.testing.assert_array_equal(strategy.recommend(state, log), expected)
     first, last = log.feedback.fitness[jnp.array([0, -1]), 0]
     assert float(last) > float(first)
+
+
+def test_gradient_that_is_not_finite_moves_nothing(tiny_space):
+    strategy = differentiable(tiny_space)
+    state = strategy.init(KEY)
+    broken = np.where(np.arange(12).reshape(SHAPE) == 3, np.nan, 1.0)
+    assert_trees_equal(tell(strategy, state, answer(1.0, broken)), state)
+
+
+def test_evaluator_without_gradients_is_refused(tiny_space):
+    strategy = differentiable(tiny_space)
+    blind = answer(1.0, np.ones(SHAPE))._replace(grad=None)
+    with pytest.raises(InputError, match="gives gradients"):
+        tell(strategy, strategy.init(KEY), blind)
 
 
 @pytest.mark.parametrize("name", SPACES)

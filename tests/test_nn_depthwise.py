@@ -116,6 +116,28 @@ def test_conv_of_edges_that_cannot_share_equally_is_refused():
         depthwise_conv(x[:3], kernel)
 
 
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [
+        ((1, 2, 6, 7, 2), (4, 2, 2, 2)),
+        ((1, 2, 6, 7, 3), (4, 3, 3, 1)),
+        ((2, 6, 7, 2), (4, 3, 3, 2)),
+        ((1, 2, 6, 7, 2), (0, 3, 3, 2)),
+    ],
+)
+def test_conv_of_other_shapes_is_refused(x, kernel):
+    with pytest.raises(ValueError, match=r"expected|share"):
+        depthwise_conv(np.ones(x), np.ones(kernel))
+
+
+def test_conv_gives_each_operand_a_gradient_of_its_type():
+    x, kernel, _ = draw_case(3)
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(np.float32)
+    y, pull_back = jax.vjp(depthwise_conv, x, kernel)
+    assert y.dtype == jnp.float32
+    assert [g.dtype for g in pull_back(y)] == [jnp.bfloat16, jnp.float32]
+
+
 def test_conv_has_the_output_and_type_of_its_input():
     x, kernel, _ = (a.astype(np.float32) for a in draw_case(3))
     out = jax.eval_shape(lambda x, k: depthwise_conv(x, k, 2), x, kernel)

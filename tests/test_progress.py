@@ -138,6 +138,23 @@ def test_phase_logs_saves_times_and_says_that_it_compiles(tmp_path, capsys):
     assert last.endswith(f"  loss {losses[4]:.4g}")
 
 
+def test_phase_stops_at_a_state_that_is_nan_before_it_is_saved(tmp_path):
+    def break_at_3(carry, x):  # after its loss was taken
+        return jnp.where(x == 3, jnp.nan, carry), {"loss": carry}
+
+    def summarise(ys):
+        return {"loss": ys["loss"].mean()}
+
+    for _ in range(2):
+        with (
+            pytest.raises(FloatingPointError, match="the state is nan after step 4"),
+            runs.open_run(Config(tmp_path), ["loss"]) as run,
+            cli.phase(run, "count", 8, 2, summarise) as scan,
+        ):
+            scan(break_at_3, jnp.float32(0), np.arange(8))
+        assert Checkpoints(tmp_path / "checkpoints" / "count").steps() == [2]
+
+
 def test_phase_drops_the_rows_that_no_checkpoint_covers(tmp_path, monkeypatch):
     save = Checkpoints.save
 

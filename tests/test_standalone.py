@@ -10,6 +10,8 @@ from jaxnas.base import InputError
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.evaluators.standalone import confusion_of, fit
 from jaxnas.search import chunked_scan
+from jaxnas.spaces.darts import darts
+from jaxnas.spaces.genotype import DARTS_V2
 from jaxnas.tasks import Batch, classification
 from jaxnas.training import TrainState, sgd
 
@@ -96,6 +98,24 @@ def trained():
 
 def normalize(images):
     return scale(None, images)
+
+
+def test_fit_trains_a_network_with_everything_of_the_paper():
+    space = darts()
+    network = space.network(
+        space.from_string(DARTS_V2),
+        channels=2,
+        cells=3,
+        num_classes=CLASSES,
+        auxiliary=True,
+    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    data = Batch(images, np.arange(4, dtype=np.int32) % CLASSES)
+    how = {"num_steps": 2, "batch_size": 2, "auxiliary": 0.4, "drop_path": 0.2}
+    state, log = train(network, data, **how)
+    assert set(state.params["auxiliary"]) >= {"Conv_0", "Dense_0"}
+    assert np.isfinite(log["loss"]).all()
 
 
 def test_fit_learns_what_is_separable(trained):

@@ -45,12 +45,13 @@ def supernet(
     clip: float = 5.0,
     batch_size: int = 64,
 ) -> Evaluator:
-    """Makes the evaluator of one relaxed architecture at a time, B = 1.
+    """Makes the evaluator of one relaxed architecture at a time, float32[1, D, K].
 
     Its fitness is minus the loss on the architecture's half, at the weights that
     the hypergradient is taken at, with batch statistics; `grad` is d fitness / d
-    arch. Metrics: `train_loss`, `train_accuracy` (fractions), `valid_loss`,
-    `valid_accuracy`. Cost is in epochs of the weights' half.
+    arch. Metrics: the loss and those of the task, `train_loss` and so on of the
+    weights' batch before their step, `valid_loss` and so on of the other half. Cost is
+    in epochs of the weights' half.
 
     Args:
       network: a Linen module, `network(images, weights, train=...)`.
@@ -126,13 +127,12 @@ def supernet(
         )
         feedback = Feedback(
             fitness=-valid["loss"][None],
-            cost=jnp.full(1, 1 / steps_per_epoch),
-            status=jnp.full(1, OK),
+            cost=jnp.full(1, 1 / steps_per_epoch, jnp.float32),
+            status=jnp.full(1, OK, jnp.int32),
             metrics={
-                "train_loss": metrics["loss"][None],
-                "train_accuracy": metrics["accuracy"][None],
-                "valid_loss": valid["loss"][None],
-                "valid_accuracy": valid["accuracy"][None],
+                f"{half}_{name}": value[None]
+                for half, values in (("train", metrics), ("valid", valid))
+                for name, value in values.items()
             },
             grad=-grad[None],
         )

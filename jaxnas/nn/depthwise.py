@@ -10,7 +10,7 @@ lowers each of them in its own best way.
 
 Shapes: x float32[S, N, H, W, C], k float32[E, kh, kw, C], y float32[E, N, H', W', C]
 with S states, of which each serves E / S edges in a row, N images, C channels, H' =
-ceil(H / stride).
+ceil(H / stride). Gradients inside `jax.shard_map` need its `check_vma=False`.
 """
 
 import math
@@ -64,10 +64,22 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
 
     Returns:
       float32[E, N, ceil(H / stride), ceil(W / stride), C].
+
+    Raises:
+      ValueError: the shapes are others, or the S cannot be shared equally.
     """
-    sharers, rest = divmod(len(kernel), len(x))
-    if rest:
+    if x.ndim != 5 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[-1]:
+        raise ValueError(
+            f"expected x[S, N, H, W, C] and kernel[E, kh, kw, C], but got {x.shape} "
+            f"and {kernel.shape}"
+        )
+    if not all(size % 2 for size in kernel.shape[1:3]):
+        raise ValueError(f"expected a kernel of odd size, but got {kernel.shape}")
+    sharers, rest = divmod(len(kernel), max(len(x), 1))
+    if rest or not sharers:
         raise ValueError(f"{len(kernel)} edges cannot share {len(x)} inputs equally")
+    dtype = jnp.result_type(x, kernel)  # a bilinear primitive has one type
+    x, kernel = (lax.convert_element_type(a, dtype) for a in (x, kernel))
     window = Window(kernel.shape[1:3], x.shape[2:4], stride, dilation, sharers)
     return conv_p.bind(x, kernel, window=window)
 
@@ -235,7 +247,6 @@ def _grouped(x, kernel, *, window):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=edges * channels,
     )
-    y = y[:, : window.output[0], : window.output[1]]
     return jnp.moveaxis(y.reshape(*y.shape[:3], edges, channels), 3, 0)
 
 

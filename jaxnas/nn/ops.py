@@ -77,8 +77,8 @@ class BatchNorm(nn.Module):
         """Normalises by the batch's statistics when training, else by running ones."""
         shape = (x.shape[0], x.shape[-1])
         running = (
-            self.variable("batch_stats", "mean", jnp.zeros, shape),
-            self.variable("batch_stats", "var", jnp.ones, shape),
+            self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
+            self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32),
         )
         if train:
             mean = x.mean((1, 2, 3))

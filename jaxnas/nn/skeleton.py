@@ -34,7 +34,8 @@ class DartsNetwork(nn.Module):
       num_classes: how many.
       affine, pool_norm: see `jaxnas.nn.cell.Cell`.
       auxiliary: whether a second classifier learns from the cell at two thirds; its
-        logits are sown as "logits" into the collection "auxiliary" in training.
+        logits are sown as "logits" into the collection "auxiliary" in training. Its
+        parameters are made where the network is initialised with `train=True`.
       remat: whether the backward pass computes each cell anew, to save memory.
     """
 
@@ -63,7 +64,7 @@ class DartsNetwork(nn.Module):
         """
         if weights is None:
             edges = len(self.normal) + len(self.reduce)
-            weights = jnp.ones((edges, len(self.op_names)))
+            weights = jnp.ones((edges, len(self.op_names)), jnp.float32)
         parts = weights[: len(self.normal)], weights[len(self.normal) :]
         x = conv(3 * self.channels, 3, name="stem")(images)
         x = BatchNorm(name="stem_norm")(x[None], train)[0]
@@ -132,7 +133,7 @@ class NasBench201Network(nn.Module):
     def __call__(self, images, weights=None, drop_rate=None, train=False):
         """Returns logits float32[N, num_classes]; see `DartsNetwork`."""
         if weights is None:
-            weights = jnp.ones((len(self.edges), len(self.op_names)))
+            weights = jnp.ones((len(self.edges), len(self.op_names)), jnp.float32)
         x = conv(self.channels, 3, name="stem")(images)
         x = BatchNorm(name="stem_norm")(x[None], train)[0]
         for i in range(3 * self.cells):

@@ -44,15 +44,19 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG at 160 dots an inch; `path` is never half written.
 
     Raises:
-      InputError: where `path` does not end in `.png`.
-      OSError: where it cannot be written.
+      InputError: where `path` does not end in `.png` or cannot be written.
     """
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"expected a path that ends in .png, got {path}; rename it")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.partial")
     try:
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
         part.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder, "
+            "or make room there"
+        ) from error
     finally:
         part.unlink(missing_ok=True)

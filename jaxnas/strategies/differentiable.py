@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnas.base import Array, Feedback, Log, Proposal, PyTree, SearchSpace, Strategy
+from jaxnas.base import (
+    Array,
+    Feedback,
+    InputError,
+    Log,
+    Proposal,
+    PyTree,
+    SearchSpace,
+    Strategy,
+)
 
 
 class DifferentiableState(NamedTuple):
@@ -46,6 +55,9 @@ def differentiable(
       betas: of Adam.
       weight_decay: of the logits; as in the reference, part of their gradient.
       init_scale: standard deviation of the first logits.
+
+    Raises:
+      InputError: while tracing, for an evaluator without gradients.
     """
     num_choices = jnp.array(space.num_choices)
     shape = len(space.num_choices), max(space.num_choices)
@@ -59,7 +71,7 @@ def differentiable(
         return relax(key, jnp.where(valid, logits, -jnp.inf))
 
     def init(key: Array) -> DifferentiableState:
-        logits = init_scale * jax.random.normal(key, shape)
+        logits = init_scale * jax.random.normal(key, shape, jnp.float32)
         return DifferentiableState(logits, tx.init(logits))
 
     def ask(key: Array, step: Array, state: DifferentiableState) -> Proposal:
@@ -74,8 +86,13 @@ def differentiable(
         feedback: Feedback,
     ) -> DifferentiableState:
         _, pull_back = jax.vjp(lambda logits: weights_of(key, logits), state.logits)
-        usable = jnp.isfinite(feedback.fitness[0])
-        grad = jnp.where(usable, -feedback.grad[0], 0.0)  # type: ignore[index]
+        if feedback.grad is None:
+            raise InputError(
+                "expected an evaluator that gives gradients by the architecture, as "
+                "supernet does, but got none: choose another evaluator or strategy"
+            )
+        usable = jnp.isfinite(feedback.fitness[0]) & jnp.isfinite(feedback.grad).all()
+        grad = jnp.where(usable, -feedback.grad[0], 0.0)
         updates, opt_state = tx.update(
             pull_back(grad)[0], state.opt_state, state.logits
         )
