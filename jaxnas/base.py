@@ -17,6 +17,10 @@ OK, DIVERGED, ABSENT = 0, 1, 2
 """Values of `Feedback.status`: evaluated, not finite, not in the table."""
 
 
+FULL = 2**31 - 1
+"""The budget of a whole evaluation, whatever that is for an evaluator."""
+
+
 class InputError(ValueError):
     """A wrong argument, flag or file; its message is one line fit for a user.
 
@@ -28,7 +32,7 @@ class Proposal(NamedTuple):
     """What a strategy asks an evaluator to look at."""
 
     arch: Array  # int32[B, D], or float32[B, D, K] relaxed
-    budget: Array  # int32[B], epochs in total; 0 = padding: neither query nor failure
+    budget: Array  # int32[B], epochs in total, or FULL; 0 = padding, nothing is asked
     slot: Array  # int32[B], which network this goes on training; -1 = a fresh one
 
 
@@ -88,6 +92,21 @@ class Evaluator(NamedTuple):
     data: PyTree
     init: Callable[[Array], PyTree]  # key -> state; () for a table
     evaluate: Callable[[Array, PyTree, PyTree, Proposal], tuple[PyTree, Feedback]]
+
+
+class Table(NamedTuple):
+    """Measured architectures, A of one space on S datasets; see `benchmarks`.
+
+    A column is a quantity at a budget, `valid_acc_12ep`: what follows the last
+    underscore are the epochs of training. `cost_12ep` are seconds.
+    """
+
+    name: str
+    space: str  # its name in SPACES, or "categorical"
+    num_choices: tuple[int, ...]  # D entries
+    datasets: tuple[str, ...]  # S names
+    archs: Array  # int32[A, D]
+    columns: dict[str, Array]  # float32[A, S] each; accuracies in percent
 
 
 class Log(NamedTuple):

@@ -35,7 +35,7 @@ from jaxnas.checkpoint import Checkpoints
 
 Scan = Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]
 
-INIT = 2**32 - 1
+INIT = 2**31 - 1
 """The number of the step that makes the first states; no search gets so far."""
 
 
@@ -85,9 +85,9 @@ def search(
     return scan(step, states, jnp.arange(num_steps))
 
 
-def _keys(key: Array, step: Array | int) -> Array:
-    """Returns the strategy's key and the evaluator's."""
-    return jax.random.split(jax.random.fold_in(key, step))
+def _keys(key: Array, step: Array | int) -> tuple[Array, ...]:
+    """Returns the strategy's key and the evaluator's; one not used costs nothing."""
+    return tuple(jax.random.fold_in(key, 2 * step + which) for which in range(2))
 
 
 def _init(key: Array, init: Callable[[Array], PyTree], which: int) -> PyTree:

@@ -14,6 +14,8 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "": "",  # jaxnas/__init__.py
     "base": "",
     "encoding": "base",
+    "draws": "base",
+    "incumbents": "base",
     "metrics": "",
     "nn": "base",
     "tasks": "base metrics",
@@ -21,14 +23,15 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "data": "base",
     "checkpoint": "base",
     "files": "base",
-    "spaces": "base encoding nn",
+    "spaces": "base draws encoding nn",
     "search": "base checkpoint",
+    "benchmarks": "base",
+    "converters": "base benchmarks spaces",
     "surrogates": "base encoding training",
     "generators": "base encoding training tasks metrics nn",
     "parallel": "base",
-    "evaluators": "base encoding metrics training tasks data parallel",
-    "strategies": "base encoding training metrics search",  # search, for `incumbent`
-    "benchmarks": "base",
+    "evaluators": "base benchmarks encoding metrics training tasks data parallel",
+    "strategies": "base draws encoding training metrics search",  # for `incumbent`
     "plots": "base encoding",
     "runs": "base checkpoint files",
     "cli": "base runs search",

@@ -82,11 +82,13 @@ def captured(*args, **kwargs):
 def test_search_equals_its_loop_written_out():
     key, strategy, evaluator = jax.random.key(3), climb(), table()
 
-    key_strategy, key_evaluator = jax.random.split(jax.random.fold_in(key, INIT))
+    key_strategy, key_evaluator = (
+        jax.random.fold_in(key, 2 * INIT + i) for i in (0, 1)
+    )
     state, rows = strategy.init(key_strategy), evaluator.init(key_evaluator)
     data, asked, answered = jnp.asarray(evaluator.data), [], []
     for step in range(6):
-        key_ask, key_evaluate = jax.random.split(jax.random.fold_in(key, step))
+        key_ask, key_evaluate = (jax.random.fold_in(key, 2 * step + i) for i in (0, 1))
         proposal = strategy.ask(key_ask, step, state)
         rows, feedback = evaluator.evaluate(key_evaluate, data, rows, proposal)
         if step == 3:
