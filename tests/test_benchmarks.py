@@ -1,0 +1,165 @@
+"""Tables: what is read back, and what is refused in one line."""
+
+import pickle
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnas import benchmarks
+from jaxnas.base import InputError, Table
+
+NASBENCH201 = Path(__file__).parents[2] / "shared" / "data" / "nas" / "nasbench201.npz"
+
+
+def make_table(**changes):
+    """Two decisions of 2 and 3 choices on two datasets, complete."""
+    archs = np.array([(i, j) for i in range(2) for j in range(3)], np.int32)
+    column = np.linspace(10, 90, 12, dtype=np.float32).reshape(6, 2)
+    columns = {"valid_acc_4ep": column, "test_acc_4ep": column[::-1]}
+    table = Table("tiny", "categorical", (2, 3), ("one", "two"), archs, columns)
+    return table._replace(**changes)
+
+
+def arrays_of(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def path(tmp_path):
+    benchmarks.save(make_table(), tmp_path / "tiny.npz")
+    return tmp_path / "tiny.npz"
+
+
+def refusal(path):
+    with pytest.raises(InputError) as error:
+        benchmarks.load(path)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_table_is_read_as_it_was_written(path):
+    found, expected = benchmarks.load(path), make_table()
+    assert found[:4] == expected[:4]
+    assert found.archs.dtype == jnp.int32
+    np.testing.assert_array_equal(found.archs, expected.archs)
+    assert set(found.columns) == set(expected.columns)
+    for name, column in found.columns.items():
+        assert column.dtype == jnp.float32
+        np.testing.assert_array_equal(column, expected.columns[name])
+
+
+def test_carried_table_is_read_by_its_name():
+    table = benchmarks.load("digits")
+    assert table.archs.shape == (1024, 6)
+    assert {"valid_acc_4ep", "valid_acc_16ep", "test_acc_16ep"} <= set(table.columns)
+
+
+def test_unknown_name_says_what_there_is():
+    assert "digits" in refusal("nothing_like_that")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("archs", np.zeros((6, 2), np.int32), "[0, 0] 6 times"),
+        ("archs", np.full((6, 2), 2, np.int32), "[2, 2] in row 0"),
+        ("archs", np.full((6, 2), -1, np.int32), "[-1, -1] in row 0"),
+        ("archs", np.zeros((6, 3), np.int32), "2 decisions"),
+        ("archs", np.zeros((0, 2), np.int32), "one architecture or more"),
+        ("archs", np.zeros((6, 2)), "integers"),
+        ("archs", np.zeros(6, np.int32), "archs[A, D]"),
+        ("valid_acc_4ep", np.full((6, 2), np.nan), "12 that are not"),
+        ("valid_acc_4ep", np.full((6, 2), 101.0), "0 to 100"),
+        ("valid_acc_4ep", np.full((6, 2), "x"), "numbers in valid_acc_4ep"),
+        ("valid_acc_4ep", np.zeros(6), "shape (6, 2)"),
+        ("valid_acc", np.zeros((6, 2)), "columns like valid_acc_12ep"),
+        ("cost_4ep", np.full((6, 2), -1.0), "0 seconds or more"),
+    ],
+)
+def test_wrong_array_is_one_line(path, name, value, says):
+    arrays = arrays_of(path)
+    del arrays["sha256"]
+    np.savez(path, **arrays | {name: value})
+    assert says in refusal(path)
+
+
+def test_missing_array_is_named(path):
+    arrays = arrays_of(path)
+    del arrays["num_choices"]
+    np.savez(path, **arrays)
+    assert "no num_choices" in refusal(path)
+
+
+def test_table_without_columns_is_refused(path):
+    arrays = {k: v for k, v in arrays_of(path).items() if not k.endswith("ep")}
+    del arrays["sha256"]
+    np.savez(path, **arrays)
+    assert "valid_acc_12ep" in refusal(path)
+
+
+def test_changed_number_is_found_by_its_checksum(path):
+    arrays = arrays_of(path)
+    arrays["valid_acc_4ep"][0, 0] += 1
+    np.savez(path, **arrays)
+    assert "SHA-256" in refusal(path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
+def test_truncated_file_is_one_line(path, keep):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: keep if keep > 1 else int(keep * len(whole))])
+    assert "damaged" in refusal(path)
+
+
+def test_objects_are_never_unpickled(path):
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("unpickled",)
+
+    np.savez(path, **arrays_of(path) | {"name": np.array([Trap()], object)})
+    assert "plain arrays" in refusal(path)
+    path.write_bytes(pickle.dumps([1, 2]))
+    assert "damaged" in refusal(path)
+
+
+def test_save_refuses_what_would_not_be_read(tmp_path):
+    bad = make_table(archs=np.zeros((6, 2), np.int32))
+    with pytest.raises(InputError, match="every architecture once"):
+        benchmarks.save(bad, tmp_path / "bad.npz")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="cannot write"):
+        benchmarks.save(make_table(), tmp_path / "nowhere" / "x.npz")
+
+
+def test_column_names_are_quantity_and_budget():
+    assert benchmarks.split_column("valid_f1_12ep") == ("valid_f1", 12)
+    for wrong in ("valid_acc", "12ep", "valid_acc_0ep", "valid acc_1ep"):
+        with pytest.raises(InputError):
+            benchmarks.split_column(wrong)
+
+
+def test_published_nasbench201_has_its_optima():
+    if not NASBENCH201.exists():
+        pytest.skip("there is no ../shared/data/nas/nasbench201.npz")
+    table = benchmarks.load(NASBENCH201)
+    assert (table.space, table.archs.shape) == ("nasbench201", (15625, 6))
+    best = np.asarray(table.columns["test_acc_200ep"])
+    np.testing.assert_allclose(best.max(0), [94.3733, 73.5133, 47.3111], atol=1e-4)
+    np.testing.assert_array_equal(best.argmax(0), [6111, 9930, 857])
+
+
+def test_operations_of_nasbench201_are_read_by_their_names(tmp_path):
+    arrays = {
+        "ops": np.array([[0, 1, 2, 3, 4, 0]]),
+        "op_names": np.array(benchmarks.NASBENCH201[::-1]),
+        "datasets": np.array(["one"]),
+        "valid_acc_12ep": np.array([[50.0]]),
+    }
+    np.savez(tmp_path / "cells.npz", **arrays)
+    found = benchmarks.load(tmp_path / "cells.npz")
+    assert found.archs.tolist() == [[4, 3, 2, 1, 0, 4]]
+    np.savez(tmp_path / "cells.npz", **arrays | {"op_names": np.array(["a", "b"])})
+    assert "op_names" in refusal(tmp_path / "cells.npz")
