@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import Array, InputError, PyTree, SearchSpace
+from jaxnas.draws import below
 from jaxnas.encoding import mixed_radix, strongest
 from jaxnas.nn.cell import Edge
 from jaxnas.nn.skeleton import NasBench201Network, restrict_cells
@@ -53,7 +54,7 @@ def nasbench201() -> SearchSpace:
 
 def sample(key: Array) -> Array:
     """Draws an architecture uniformly."""
-    return jax.random.randint(key, (EDGES,), 0, len(OPS), jnp.int32)
+    return below(key, (EDGES,), len(OPS))
 
 
 # An edit gives one edge another operation: what it adds, modulo 5, to each.
@@ -69,7 +70,7 @@ def neighbours(arch: Array) -> tuple[Array, Array]:
 
 def mutate(key: Array, arch: Array) -> Array:
     """Draws uniformly from the neighbours."""
-    return (arch + jax.random.choice(key, jnp.array(EDITS))) % len(OPS)
+    return (arch + jnp.array(EDITS)[below(key, (), len(EDITS))]) % len(OPS)
 
 
 def crossover(key: Array, first: Array, second: Array) -> Array:
