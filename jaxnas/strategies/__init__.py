@@ -4,10 +4,26 @@ from collections.abc import Callable
 
 from jaxnas.base import Strategy
 from jaxnas.strategies.differentiable import differentiable
+from jaxnas.strategies.evolution_strategy import evolution_strategy
+from jaxnas.strategies.genetic_algorithm import genetic_algorithm
+from jaxnas.strategies.hyperband import hyperband
+from jaxnas.strategies.local_search import local_search
+from jaxnas.strategies.q_learning import q_learning
 from jaxnas.strategies.random_search import random_search
+from jaxnas.strategies.regularized_evolution import regularized_evolution
+from jaxnas.strategies.reinforce import reinforce
+from jaxnas.strategies.successive_halving import successive_halving
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "differentiable": differentiable,
+    "evolution_strategy": evolution_strategy,
+    "genetic_algorithm": genetic_algorithm,
+    "hyperband": hyperband,
+    "local_search": local_search,
+    "q_learning": q_learning,
     "random_search": random_search,
+    "regularized_evolution": regularized_evolution,
+    "reinforce": reinforce,
+    "successive_halving": successive_halving,
 }
 """Every strategy by name, with the space as the one argument that it needs."""

@@ -5,34 +5,31 @@ baseline of architecture search too (Li and Talwalkar 2019, arXiv:1902.07638).
 """
 
 import jax
-import jax.numpy as jnp
 
-from jaxnas.base import Array, InputError, Proposal, SearchSpace, Strategy
+from jaxnas.base import FULL, Array, Proposal, SearchSpace, Strategy
 from jaxnas.search import incumbent
+from jaxnas.strategies.checks import expect, propose
 
 
 def random_search(
-    space: SearchSpace, *, batch_size: int = 1, budget: int = 1
+    space: SearchSpace, *, batch_size: int = 1, budget: int = FULL
 ) -> Strategy:
     """Makes a strategy that learns nothing and recommends the incumbent.
 
     Args:
       space: what is searched.
       batch_size: B, architectures a step.
-      budget: of each, in epochs.
+      budget: of each, in epochs; a whole one by default.
 
     Raises:
       InputError: batch_size or budget is below 1.
     """
-    for name, value in (("batch_size", batch_size), ("budget", budget)):
-        if value < 1:
-            raise InputError(f"expected {name} of 1 or more, but got {value}")
+    expect(1, batch_size=batch_size, budget=budget)
 
     def ask(key: Array, step: Array, state: tuple[()]) -> Proposal:
         del step, state
-        arch = jax.vmap(space.sample)(jax.random.split(key, batch_size))
-        every = jnp.ones(batch_size, jnp.int32)
-        return Proposal(arch, budget * every, -every)
+        keys = jax.random.split(key, batch_size)
+        return propose(jax.vmap(space.sample)(keys), budget)
 
     return Strategy(
         init=lambda key: (),

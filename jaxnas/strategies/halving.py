@@ -1,0 +1,119 @@
+"""Brackets of successive halving: a schedule that is known before the search begins.
+
+A bracket evaluates some architectures at a small budget and the best of them at the
+next, a rung up, until few are left. Shapes are fixed, so a step is one evaluation,
+and which rung and whose turn it is follows from the number of the step.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnas.base import Array, Feedback, InputError, Proposal, SearchSpace, Strategy
+from jaxnas.search import incumbent
+
+
+class Schedule(NamedTuple):
+    """One round of brackets, L steps; it is repeated for as long as a search lasts."""
+
+    budget: Array  # int32[L]
+    place: Array  # int32[L], in the rung
+    previous: Array  # int32[L], size of the rung below; 0: a random architecture
+    is_last: Array  # bool[L], whether the rung ends here
+
+
+class HalvingState(NamedTuple):
+    """The rung below and the present one; the place in a rung is a network's slot."""
+
+    arch: Array  # int32[2, P, D]
+    fitness: Array  # float32[2, P]; -inf: failed, or nobody
+    slot: Array  # int32[2, P]
+
+
+def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
+    """Returns budgets as integers.
+
+    Raises:
+      InputError: there are less than two, or they do not ascend from 1 or more.
+    """
+    found = tuple(int(budget) for budget in budgets)
+    if len(found) < 2 or found[0] < 1 or sorted(set(found)) != list(found):
+        raise InputError(
+            f"expected two budgets or more that ascend from 1, but got {list(found)}: "
+            "give those that the evaluator has, in epochs"
+        )
+    return found
+
+
+def make_schedule(brackets: Sequence[Sequence[tuple[int, int]]]) -> Schedule:
+    """Makes a schedule of brackets: of rungs (budget, how many), the lowest first."""
+    rows = []
+    for bracket in brackets:
+        below = 0
+        for budget, size in bracket:
+            rows += [(budget, i, below, i == size - 1) for i in range(size)]
+            below = size
+    *numbers, is_last = (np.array(column) for column in zip(*rows, strict=True))
+    return Schedule(*(x.astype(np.int32) for x in numbers), is_last)  # type: ignore
+
+
+def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
+    """Makes the strategy that follows a schedule, one proposal a step.
+
+    A promoted architecture's slot is that of its first evaluation, so an evaluator
+    that trains can go on; those that begin say -1 and take the slot of their place.
+    """
+    capacity = int(schedule.place.max()) + 1
+
+    def row(step: Array) -> Schedule:
+        at = step % len(schedule.budget)
+        return jax.tree.map(lambda column: jnp.asarray(column)[at], schedule)
+
+    def init(key: Array) -> HalvingState:
+        del key
+        return HalvingState(
+            jnp.zeros((2, capacity, len(space.num_choices)), jnp.int32),
+            jnp.full((2, capacity), -jnp.inf),
+            jnp.full((2, capacity), -1, jnp.int32),
+        )
+
+    def promoted(state: HalvingState, place: Array) -> Array:
+        """The index of the best below that has not been promoted yet."""
+        order = jnp.argsort(-state.fitness[0], stable=True)
+        return order[place]
+
+    def ask(key: Array, step: Array, state: HalvingState) -> Proposal:
+        now = row(step)
+        best = promoted(state, now.place)
+        begins = now.previous == 0
+        arch = jnp.where(begins, space.sample(key), state.arch[0, best])
+        slot = jnp.where(begins, -1, state.slot[0, best])
+        return Proposal(arch[None], now.budget[None], slot[None])
+
+    def tell(
+        key: Array,
+        step: Array,
+        state: HalvingState,
+        proposal: Proposal,
+        feedback: Feedback,
+    ) -> HalvingState:
+        del key
+        now = row(step)
+        slot = jnp.where(now.previous == 0, now.place, proposal.slot[0])
+        told = HalvingState(
+            state.arch.at[1, now.place].set(proposal.arch[0]),
+            state.fitness.at[1, now.place].set(feedback.fitness[0]),
+            state.slot.at[1, now.place].set(slot),
+        )
+        cleared = told.fitness.at[0].set(told.fitness[1]).at[1].set(-jnp.inf)
+        risen = HalvingState(
+            told.arch.at[0].set(told.arch[1]),
+            cleared,
+            told.slot.at[0].set(told.slot[1]),
+        )
+        return jax.tree.map(lambda a, b: jnp.where(now.is_last, a, b), risen, told)
+
+    return Strategy(init, ask, tell, lambda state, log: incumbent(log))
