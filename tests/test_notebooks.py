@@ -12,11 +12,17 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-TINY = """
+TINY = {
+    "darts.ipynb": """
 seed = 0
 search_steps, search_batch_size, search_channels, search_cells = 3, 4, 2, 1
 train_steps, train_batch_size, train_channels, train_cells = 3, 4, 2, 1
-"""
+""",
+    "compare_strategies.ipynb": """
+seed = 0
+num_seeds, num_queries, population_size = 4, 6, 3
+""",
+}
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -30,42 +36,76 @@ def assigned(source: str) -> set[str]:
     return {name.id for name in names}
 
 
-@pytest.fixture(scope="module")
-def executed() -> nbformat.NotebookNode:
-    """The DARTS notebook, after it ran without an error at a tiny size."""
-    notebook = read("darts.ipynb")
+def execute(name: str) -> nbformat.NotebookNode:
+    """Runs a notebook at a tiny size; an error in a cell is one here."""
+    notebook = read(name)
     (sizes,) = (
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
-    assert assigned(TINY) == assigned(sizes.source)
-    sizes.source = TINY
+    assert assigned(TINY[name]) == assigned(sizes.source)
+    sizes.source = TINY[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         return nbclient.NotebookClient(notebook, timeout=600).execute()
 
 
-def test_notebook_is_stored_without_outputs():
-    for cell in read("darts.ipynb").cells:
+@pytest.fixture(scope="module")
+def darts() -> nbformat.NotebookNode:
+    return execute("darts.ipynb")
+
+
+@pytest.fixture(scope="module")
+def comparison() -> nbformat.NotebookNode:
+    return execute("compare_strategies.ipynb")
+
+
+def assert_pictures(notebook: nbformat.NotebookNode, names: list[str]) -> None:
+    """Holds the cells that show a picture, none of them empty, against their names."""
+    pictures = {
+        cell.id: Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    }
+    assert list(pictures) == names
+    for picture in pictures.values():
+        assert len(picture.convert("L").getcolors()) > 10
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_notebook_is_stored_without_outputs(name):
+    for cell in read(name).cells:
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
 
 
-def test_notebook_ends_with_the_test_accuracy(executed):
-    (output,) = executed.cells[-1].outputs
+def test_every_notebook_is_executed():
+    assert {path.name for path in (ROOT / "colab").glob("*.ipynb")} == set(TINY)
+
+
+def test_notebook_ends_with_the_test_accuracy(darts):
+    (output,) = darts.cells[-1].outputs
     percent = re.fullmatch(r"test accuracy: (\d+\.\d\d) %\n", output.text)
     right = float(percent[1]) / 100 * 355
     assert right == pytest.approx(round(right), abs=0.02)
 
 
-def test_notebook_shows_its_pictures(executed):
-    pictures = {
-        cell.id: Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
-        for cell in executed.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    }
+def test_notebook_shows_its_pictures(darts):
     names = ["data", "weights", "search-losses", "cells", "train-curves"]
-    assert list(pictures) == names
-    for picture in pictures.values():
-        assert len(picture.convert("L").getcolors()) > 10
+    assert_pictures(darts, names)
+
+
+def test_comparison_shows_its_pictures(comparison):
+    assert_pictures(comparison, ["signal", "regret"])
+
+
+def test_comparison_ends_with_an_interval_a_strategy(comparison):
+    (output,) = comparison.cells[-1].outputs
+    pattern = r"(\w+) +([\d.]+) %  \(95 % interval ([\d.]+) to ([\d.]+)\)"
+    rows = re.findall(pattern, output.text)
+    names = ["random_search", "local_search", "regularized_evolution"]
+    assert [row[0] for row in rows] == names
+    for row in rows:
+        mean, low, high = map(float, row[1:])
+        assert 0 < low <= mean <= high <= 100

@@ -1,4 +1,4 @@
-"""Pictures of a search: cells as graphs, operation weights and curves over time.
+"""Pictures of a search: cells as graphs, operation weights, curves over time, regret.
 
 Figures are made without pyplot: they need no display and leave no global state,
 and a notebook shows the one that a cell returns.
@@ -7,11 +7,13 @@ and a notebook shows the one that a cell returns.
 from jaxnas.plots.cells import draw_cell, draw_cells
 from jaxnas.plots.curves import plot_curves, plot_operation_weights
 from jaxnas.plots.figure import save
+from jaxnas.plots.regret import plot_regret
 
 __all__ = [
     "draw_cell",
     "draw_cells",
     "plot_curves",
     "plot_operation_weights",
+    "plot_regret",
     "save",
 ]

@@ -52,7 +52,7 @@ def plot_operation_weights(
     columns = min(count, min((5, 4, 3), key=lambda columns: -count % columns))
     rows = math.ceil(count / columns)
     size = max(2 * columns, 6), 1.6 * rows + 1.2
-    figure, grid = _panels(rows, columns, size, title, sharex=True, sharey=True)
+    figure, grid = make_panels(rows, columns, size, title, sharex=True, sharey=True)
     figure.supylabel("operation weight", **LABEL)
     for panel in grid.flat[count:]:
         panel.remove()
@@ -105,7 +105,7 @@ def plot_curves(
             "pass {y label: {name: (x, y)}}"
         )
     size = max(4.6 * len(panels), 6), 3.7
-    figure, grid = _panels(1, len(panels), size, title)
+    figure, grid = make_panels(1, len(panels), size, title)
     for panel, (ylabel, series) in zip(grid.flat, panels.items(), strict=True):
         panel.set_xlabel(xlabel, **LABEL)
         panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -162,7 +162,7 @@ def _moving_mean(y: NDArray, window: int) -> NDArray:
     return np.where(finite, total / np.maximum(count, 1), np.nan)
 
 
-def _panels(
+def make_panels(
     rows: int, columns: int, size: tuple[float, float], title: str, **share: Any
 ) -> tuple[Figure, NDArray]:
     """An empty figure of `size` (inches) and its Axes[rows, columns]."""
