@@ -1,7 +1,8 @@
 """Local search: hill climbing over one-edit neighbours, with restarts.
 
-White, Nolen and Savani 2021, arXiv:2005.02960: evaluate the neighbours of the best in
-random order, move to the first that is better, begin anew where none is.
+White, Nolen and Savani 2021, arXiv:2005.02960, here in the variant that evaluates the
+neighbours in random order, moves to the first that is better, and begins anew where
+none is.
 """
 
 from typing import NamedTuple
