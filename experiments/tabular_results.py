@@ -4,13 +4,12 @@ from itertools import repeat
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import rich.console
 import rich.table
 
-from jaxnas import files, plots
+from jaxnas import benchmarks, files, plots
 from jaxnas.base import InputError
 from jaxnas.incumbents import Curves, accuracy_at, bootstrap, final_accuracy
 
@@ -57,7 +56,7 @@ def load_part(path: Path) -> Part:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             curves = Curves(*(file[name] for name in Curves._fields))
             return Part(curves, float(file["compiling"]), float(file["rate"]))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except benchmarks.DAMAGE as error:
         raise InputError(f"{path} is damaged ({error}): delete it") from error
 
 

@@ -120,7 +120,7 @@ def build(config: Config) -> tuple[Config, Problem]:
     ranges = {name: (1, inf) for name in positive} | {"seed": (0, 2**32 - 1)}
     for name, (least, most) in ranges.items():
         value = getattr(config, name)
-        if value is not None and not least <= value <= most:
+        if value is not None and not (least <= value <= most and value < inf):
             wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"expected {flag} {wanted}, but got {value}: change it")

@@ -19,6 +19,7 @@ No object is ever unpickled. The cells of NAS-Bench-201 as one array a quantity
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ from jaxnas.base import InputError, Table
 
 TABLES = Path(__file__).parent / "tables"  # those that the package carries
 COLUMN = re.compile(r"([A-Za-z]\w*)_([1-9]\d*)ep")
+DAMAGE = (
+    *(OSError, ValueError, EOFError, KeyError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy raises for files that are cut off, changed or no .npz at all."""
 META = ("name", "space", "num_choices", "datasets", "archs", "sha256")
 NASBENCH201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -56,9 +62,12 @@ def load(name_or_path: str | Path) -> Table:
         )
     try:
         # np.load leaves a file open that it cannot read.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with path.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is one array")
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{path} is damaged or no .npz of plain arrays ({error}): get it again"
         ) from error
@@ -140,6 +149,8 @@ def check(arrays: Mapping[str, np.ndarray], where: str) -> Table:
             "every architecture once",
             f"{unique[count.argmax()].tolist()} {count.max()} times",
         )
+    one_each = len(datasets) == len(set(datasets.tolist())) > 0
+    expect(one_each, "one dataset or more, each once", datasets.tolist())
     names = [name for name in arrays if name not in META]
     expect(names, "a column like valid_acc_12ep", "none")
     for name in names:
@@ -159,6 +170,7 @@ def _check_column(name, column, shape, expect):
     expect(column.shape == shape, f"{name} of shape {shape}", column.shape)
     is_number = np.issubdtype(column.dtype, np.number)
     expect(is_number, f"numbers in {name}", column.dtype)
+    column = column.astype(np.float32)
     expect(
         np.isfinite(column).all(),
         f"finite numbers in {name}",
@@ -195,18 +207,20 @@ def _from_nasbench201(name, arrays):
             f"expected op_names {', '.join(NASBENCH201)}, but got {', '.join(names)}"
         )
     order = np.array([NASBENCH201.index(op) for op in names], np.int32)
-    try:
-        archs = order[arrays["ops"]]
-    except IndexError:
+    ops = np.asarray(arrays["ops"])
+    if not np.issubdtype(ops.dtype, np.integer) or not ops.size:
+        raise InputError(f"expected ops of integers, but got {ops.dtype}{ops.shape}")
+    if ops.min() < 0 or ops.max() >= len(order):
         raise InputError(
-            f"expected ops from 0 to {len(order) - 1}, but got {arrays['ops'].max()}"
-        ) from None
+            f"expected ops from 0 to {len(order) - 1}, but got {ops.min()} to "
+            f"{ops.max()}: mend the table"
+        )
     columns = {k: v for k, v in arrays.items() if COLUMN.fullmatch(k)}
     return {
         "name": np.str_(name),
         "space": np.str_("nasbench201"),
         "num_choices": np.full(6, len(order), np.int32),
         "datasets": arrays.get("datasets", np.array([])),
-        "archs": archs,
+        "archs": order[ops],
         **columns,
     }

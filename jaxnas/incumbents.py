@@ -25,13 +25,13 @@ def follow(log: Log) -> Curves:
     """Follows the incumbent through a log of seeds side by side, arrays [T, S, B].
 
     As in `search.incumbent`, it is the best at the largest budget so far and the
-    earliest of equals. Its test accuracy comes from the metric `test_accuracy`. An
-    evaluation is the metric `queries` of a whole one, one that the table lacks a whole.
+    earliest of equals. Its test accuracy comes from the metric `test_accuracy`, the
+    part of a whole evaluation that each is from the metric `queries`.
     """
     budget, fitness = _by_seed(log.proposal.budget), _by_seed(log.feedback.fitness)
     asked = budget > 0
     absent = asked & (_by_seed(log.feedback.status) == ABSENT)
-    queries = np.where(absent, 1, _by_seed(log.feedback.metrics["queries"]))
+    queries = _by_seed(log.feedback.metrics["queries"])
     cost = np.where(asked, _by_seed(log.feedback.cost), 0)
     # Ranks, so that one running maximum goes by budget first and fitness second.
     _, largest = np.unique(budget, return_inverse=True)

@@ -1,5 +1,6 @@
 """Tables: what is read back, and what is refused in one line."""
 
+import contextlib
 import pickle
 from pathlib import Path
 
@@ -163,3 +164,28 @@ def test_operations_of_nasbench201_are_read_by_their_names(tmp_path):
     assert found.archs.tolist() == [[4, 3, 2, 1, 0, 4]]
     np.savez(tmp_path / "cells.npz", **arrays | {"op_names": np.array(["a", "b"])})
     assert "op_names" in refusal(tmp_path / "cells.npz")
+
+
+def test_files_of_other_kinds_are_one_line(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    assert "one array" in refusal(tmp_path / "one.npy")
+
+
+def test_changed_bytes_are_refused_or_change_nothing(path):
+    whole, expected = path.read_bytes(), benchmarks.load(path)
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with contextlib.suppress(InputError):  # anything else fails here
+            found = benchmarks.load(path)
+            np.testing.assert_array_equal(found.archs, expected.archs)
+
+
+def test_operations_out_of_range_are_refused(tmp_path):
+    arrays = {
+        "ops": np.array([[0, 1, 2, 3, 4, -1]]),
+        "op_names": np.array(benchmarks.NASBENCH201),
+        "datasets": np.array(["one"]),
+        "valid_acc_12ep": np.array([[50.0]]),
+    }
+    np.savez(tmp_path / "cells.npz", **arrays)
+    assert "ops from 0 to 4" in refusal(tmp_path / "cells.npz")

@@ -70,7 +70,9 @@ def test_evaluator_without_gradients_is_refused(tiny_space):
 def test_recommendation_is_the_optimum_in_every_space(name):
     space = SPACES[name]()
     shape = len(space.num_choices), max(space.num_choices)
-    table = jnp.asarray(np.random.default_rng(1).normal(size=shape))
+    is_choice = np.arange(shape[1])[None] < np.array(space.num_choices)[:, None]
+    worth = np.random.default_rng(1).normal(size=shape)
+    table = jnp.asarray(np.where(is_choice, worth, -9.0))
     strategy = differentiable(space, learning_rate=0.1)
     (state, _), log = search(KEY, strategy, known_evaluator(table), 200)
     # The weights of a decision end in the order of what its choices are worth.

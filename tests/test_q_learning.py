@@ -209,3 +209,9 @@ def test_q_learning_asks_for_one_at_its_budget():
         proposal = strategy.ask(KEY, jnp.int32(0), strategy.init(KEY))
         assert proposal.arch.shape == (1, 2)
         assert (proposal.budget == budget).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 100])
+def test_rewards_of_equals_are_nothing(count):
+    found = rewards(jnp.full(count, 93.7, jnp.float32), jnp.int32(count))
+    np.testing.assert_array_equal(found, np.zeros(count))

@@ -159,7 +159,7 @@ def test_invalid_architectures_of_a_space_are_refused():
         tabular(space, make_table(), signal="valid_acc_8ep")
 
 
-def test_isomorphic_rows_need_a_whole_table():
+def test_isomorphic_rows_of_their_own_are_told_apart():
     archs = jnp.array([[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0]])  # both are nothing
     column = np.array([[1.0], [2.0]])
     table = Table(
@@ -170,8 +170,21 @@ def test_isomorphic_rows_need_a_whole_table():
         archs,
         {"valid_acc_12ep": column, "test_acc_12ep": column},
     )
-    with pytest.raises(InputError, match="isomorphic"):
-        tabular(nasbench201(), table, partial=True)
+    with pytest.raises(InputError, match="lacks"):
+        tabular(nasbench201(), table)
+    evaluator = tabular(nasbench201(), table, partial=True)
+    others = jnp.concatenate([archs, archs[:1].at[0, 5].set(3)])
+    found = look_up(evaluator, others, [FULL] * 3)
+    np.testing.assert_array_equal(found.fitness, [1, 2, -np.inf])
+
+
+def test_one_row_that_is_missing_is_found():
+    archs = np.array([(i, j) for i in range(50) for j in range(60)], np.int32)
+    column = np.ones((len(archs), 1), np.float32)
+    columns = {"valid_acc_1ep": column[:-1], "test_acc_1ep": column[:-1]}
+    table = Table("most", "categorical", (50, 60), ("one",), archs[:-1], columns)
+    with pytest.raises(InputError, match=r"lacks \[49, 59\]"):
+        tabular(categorical((50, 60)), table, signal="valid_acc_1ep")
 
 
 @pytest.mark.parametrize("make", [random_search, regularized_evolution])

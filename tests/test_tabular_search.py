@@ -379,12 +379,13 @@ def test_incumbent_at_every_evaluation_is_that_of_the_log_so_far(seed):
             assert curves.test[s, end - 1] == arch @ np.array([81, 9, 1])
 
 
-def test_absent_architecture_is_a_query_and_padding_none():
+def test_queries_are_those_of_the_evaluator_and_padding_is_none():
     log = random_log(0)
     curves = follow(log)
     budget = np.moveaxis(log.proposal.budget, 1, 0).reshape(3, 40)
     failed = np.moveaxis(log.feedback.status, 1, 0).reshape(3, 40) == ABSENT
-    parts = np.where(budget == 0, 0, np.where(failed, 1, budget / 16))
+    queries = np.moveaxis(log.feedback.metrics["queries"], 1, 0).reshape(3, 40)
+    parts = np.where(budget == 0, 0, queries)
     np.testing.assert_allclose(curves.query, np.cumsum(parts, 1))
     np.testing.assert_array_equal(curves.absent, failed & (budget > 0))
 

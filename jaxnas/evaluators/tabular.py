@@ -71,8 +71,11 @@ def tabular(
         some; there is no such dataset or column.
     """
     _check_space(space, table)
+    test = test or _largest_test(table)
+    for name in (signal, test):
+        _check_column(table, name)
     quantity, full = split_column(signal)
-    budgets = _budgets(table, quantity, signal, full)
+    budgets = _budgets(table, quantity, full)
     names = [f"{quantity}_{budget}ep" for budget in budgets]
     columns = {k: np.asarray(v) for k, v in table.columns.items()}
     place = _place(table, dataset)
@@ -82,16 +85,16 @@ def tabular(
     timed = all(cost is not None for cost in costs)
     seconds = [column[:, place] for column in costs if column is not None]
     cost = np.stack(seconds, 1) if timed else epochs
-    order, keys = _order(space, table, partial)
+    order, keys, key_of = _order(space, table, partial)
     data = TabularData(
         keys,
         (-fitness if minimize else fitness)[order],
         cost[order],
-        columns[test or _largest_test(table)][order, place],
+        columns[test][order, place],
     )
 
     def look_up(data: TabularData, arch: Array, budget: Array):
-        row, found = _find(space, data.keys, arch)
+        row, found = _find(key_of, data.keys, arch)
         served = jnp.maximum(jnp.sum(budget >= np.array(budgets)) - 1, 0)
         part = jnp.array(budgets, jnp.float32)[served] / full
         used = found & (budget > 0)
@@ -101,7 +104,7 @@ def tabular(
             status=jnp.where(found | (budget <= 0), OK, ABSENT),
             metrics={
                 "test_accuracy": jnp.where(used, data.test[row], jnp.nan),
-                "queries": jnp.where(used, part, 0.0),
+                "queries": jnp.where(budget > 0, part, 0.0),
             },
         )
 
@@ -121,12 +124,7 @@ def _check_space(space, table):
             "space that the table is of"
         )
 
-    @jax.jit
-    @jax.vmap
-    def is_valid(arch):
-        return jnp.all(space.discretize(one_hot(arch, space.num_choices)) == arch)
-
-    bad = np.flatnonzero(~np.asarray(is_valid(table.archs)))
+    bad = np.flatnonzero(~_compute(_is_valid(space), table.archs))
     if len(bad):
         raise InputError(
             f"expected architectures of space {space.name}, but row {bad[0]} of "
@@ -143,13 +141,17 @@ def _place(table, dataset):
     return table.datasets.index(dataset) if dataset else 0
 
 
-def _budgets(table, quantity, signal, full):
-    """The budgets of a quantity up to the signal's, ascending."""
-    if signal not in table.columns:
+def _check_column(table, name):
+    split_column(name)
+    if name not in table.columns:
         raise InputError(
-            f"expected a column of {', '.join(table.columns)}, but got {signal}: "
+            f"expected a column of {', '.join(table.columns)}, but got {name}: "
             f"choose one that {table.name} has"
         )
+
+
+def _budgets(table, quantity, full):
+    """The budgets of a quantity up to the signal's, ascending."""
     pairs = map(split_column, table.columns)
     return sorted(b for name, b in pairs if name == quantity and b <= full)
 
@@ -165,32 +167,47 @@ def _largest_test(table):
 
 
 def _order(space, table, partial):
-    """The order of the rows, and their keys in it: see `TabularData.keys`.
+    """The order of the rows, their keys in it, and what gives an architecture's key.
 
-    Isomorphic architectures share a row, unless the table has rows of both.
+    Isomorphic architectures share a row, unless the table has rows of both. See
+    `TabularData.keys`.
     """
     size = math.prod(space.num_choices)
-    numbers = _compute(lambda arch: mixed_radix(arch, space.num_choices), table.archs)
+
+    def number(arch):
+        return mixed_radix(arch, space.num_choices)
+
+    numbers, keys = (
+        _compute(number, table.archs),
+        _compute(space.canonical, table.archs),
+    )
     if len(numbers) == size <= MOST_KEYS:
-        return np.argsort(numbers[:, 0]), jnp.zeros((0, 1), jnp.uint32)
-    keys = _compute(space.canonical, table.archs)
+        return np.argsort(numbers[:, 0]), jnp.zeros((0, 1), jnp.uint32), number
+    key_of = space.canonical
     if len(np.unique(keys, axis=0)) < len(keys):
-        raise InputError(
-            f"expected either one row of each isomorphic architecture or all {size} of "
-            f"the space, but {table.name} has {len(keys)} rows: leave out duplicates"
-        )
+        keys, key_of = numbers, number
     if not partial:
-        _expect_all(space, table, keys)
+        _expect_all(space, table, keys, key_of, size)
     order = np.lexsort(keys.T[::-1])
-    return order, jnp.asarray(keys[order])
+    return order, jnp.asarray(keys[order]), key_of
 
 
-def _expect_all(space, table, keys, draws=4096):
-    """Refuses a table that lacks some of many architectures drawn from the space."""
-    some = jax.vmap(space.sample)(jax.random.split(jax.random.key(0), draws))
+def _expect_all(space, table, keys, key_of, size, draws=4096):
+    """Refuses a table that lacks some of the space, as far as that can be counted.
+
+    Of a space too large to list, many architectures are drawn and looked for.
+    """
     known = set(map(tuple, keys.tolist()))
-    drawn = _compute(space.canonical, some)
-    absent = [i for i, key in enumerate(drawn.tolist()) if tuple(key) not in known]
+    if size <= MOST_KEYS:
+        grid = np.indices(space.num_choices, np.int32).reshape(
+            len(space.num_choices), -1
+        )
+        some = jnp.asarray(grid.T)
+        some = some[_compute(_is_valid(space), some)]
+    else:
+        some = jax.vmap(space.sample)(jax.random.split(jax.random.key(0), draws))
+    wanted = _compute(key_of, some).tolist()
+    absent = [i for i, key in enumerate(wanted) if tuple(key) not in known]
     if absent:
         raise InputError(
             f"expected a table of all of space {space.name}, but {table.name} lacks "
@@ -199,16 +216,22 @@ def _expect_all(space, table, keys, draws=4096):
         )
 
 
+def _is_valid(space):
+    """Whether an architecture is one of the space's."""
+    return lambda arch: jnp.all(
+        space.discretize(one_hot(arch, space.num_choices)) == arch
+    )
+
+
 def _compute(function, archs):
     return np.asarray(jax.jit(jax.vmap(function))(archs))
 
 
-def _find(space, keys, arch):
+def _find(key_of, keys, arch):
     """The row of an architecture and whether there is one, by binary search."""
+    key = key_of(arch)
     if not len(keys):
-        number = mixed_radix(arch, space.num_choices)[0]
-        return number.astype(jnp.int32), jnp.array(True)
-    key = space.canonical(arch)
+        return key[0].astype(jnp.int32), jnp.array(True)
 
     def halve(_, ends):
         low, high = ends

@@ -56,6 +56,8 @@ def genetic_algorithm(
     expect(1, tournament_size=tournament_size, budget=budget)
     expect(0, 1, crossover_rate=crossover_rate, mutation_rate=mutation_rate)
     expect(0, capacity - 1, elite_size=elite_size)
+    if not isinstance(population_size, jax.core.Tracer):
+        expect(0, int(population_size) - 1, elite_size=elite_size)
 
     def init(key: Array) -> GeneticState:
         del key

@@ -91,7 +91,10 @@ def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
         begins = now.previous == 0
         arch = jnp.where(begins, space.sample(key), state.arch[0, best])
         slot = jnp.where(begins, -1, state.slot[0, best])
-        return Proposal(arch[None], now.budget[None], slot[None])
+        # What has failed is not promoted: the step is padding.
+        lives = begins | (state.fitness[0, best] > -jnp.inf)
+        budget = jnp.where(lives, now.budget, 0)
+        return Proposal(arch[None], budget[None], slot[None])
 
     def tell(
         key: Array,

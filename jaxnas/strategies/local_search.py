@@ -63,7 +63,7 @@ def local_search(space: SearchSpace, *, budget: int = FULL) -> Strategy:
         # A climb that begins with a failure begins again.
         better = fitness > jnp.where(state.climbing, state.fitness, -jnp.inf)
         seen = state.order.at[state.order.argmin()].set(jnp.inf)
-        order = jnp.where(better, shuffle(key, arch), seen)
+        order = jnp.where(better, shuffle(jax.random.fold_in(key, 1), arch), seen)
         return LocalSearchState(
             jnp.where(better, arch, state.arch),
             jnp.where(better, fitness, state.fitness),

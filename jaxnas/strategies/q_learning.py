@@ -151,7 +151,10 @@ def rewards(fitness: Array, size: Array) -> Array:
     mean = jnp.where(used, fitness, 0.0).sum() / count
     apart = jnp.where(used, fitness - mean, 0.0)
     variance = jnp.sum(apart**2) / count
-    return apart / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+    # Rounding makes a mean of equals another number: so no test of the variance.
+    low = jnp.min(jnp.where(used, fitness, jnp.inf))
+    differ = (jnp.max(jnp.where(used, fitness, -jnp.inf)) > low) & (variance > 0)
+    return jnp.where(differ, apart / jnp.sqrt(jnp.where(differ, variance, 1.0)), 0.0)
 
 
 def replay(

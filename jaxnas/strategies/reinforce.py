@@ -149,8 +149,11 @@ def compare(
     apart = mean - baseline.mean
     spread = (1 - part) * (baseline.variance + part * apart**2) + part * variance
     moved = Baseline(baseline.mean + part * apart, spread, weight)
-    deviation = jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
-    advantage = jnp.where(ok & (spread > 0), (fitness - moved.mean) / deviation, 0.0)
+    # Rounding gives even equals some spread.
+    rounding = (8 * jnp.finfo(spread.dtype).eps * moved.mean) ** 2
+    differ = spread > rounding
+    deviation = jnp.sqrt(jnp.where(differ, spread, 1.0))
+    advantage = jnp.where(ok & differ, (fitness - moved.mean) / deviation, 0.0)
     return moved, advantage
 
 
