@@ -142,12 +142,7 @@ def check(config: Config, dataset: data.Dataset) -> None:
         "drop_path": (0, 1),
         "seed": (0, 2**32 - 1),
     }
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and not (least <= value <= most and value < inf):
-            wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"expected {flag} {wanted}, but got {value}: change it")
+    cli.check_ranges(config, ranges)
     for epochs, steps in (("search_epochs", "search_steps"), ("epochs", "steps")):
         is_asked = getattr(config, epochs) != getattr(PRESETS[config.preset], epochs)
         number, flag = getattr(config, steps), f"--{steps.replace('_', '-')}"

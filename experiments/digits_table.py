@@ -129,7 +129,10 @@ def main(config: Config) -> None:
         for b, budget in enumerate(BUDGETS)
         for t, name in enumerate(("valid_acc", "test_acc"))
     }
-    table = Table("digits", "categorical", NUM_CHOICES, ("digits",), archs, columns)
+    source = "jaxnas, experiments/digits_table.py"
+    table = Table(
+        "digits", "categorical", NUM_CHOICES, ("digits",), archs, columns, source
+    )
     config.output.parent.mkdir(parents=True, exist_ok=True)
     benchmarks.save(table, config.output)
     for name, column in columns.items():

@@ -87,10 +87,10 @@ def summary(part: Part) -> dict[str, float]:
     """The final incumbents' test accuracy over the seeds, and how fast it went."""
     final = final_accuracy(part.curves)
     found = final[np.isfinite(final)]
-    low, high = bootstrap(found) if len(found) else (nan, nan)
+    low, high = bootstrap(found) if len(found) > 1 else (nan, nan)
     return {
         "mean": float(found.mean()) if len(found) else nan,
-        "std": float(found.std(ddof=1)) if len(found) > 1 else 0.0,
+        "std": float(found.std(ddof=1)) if len(found) > 1 else nan,
         "ci95_low": low,
         "ci95_high": high,
         "queries_per_second": part.rate,

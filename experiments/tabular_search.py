@@ -11,6 +11,7 @@ every strategy it takes half a minute on two CPU cores, compiling included. Rand
 search should end at about 93.83 % test accuracy, local search at 94.25 %.
 """
 
+import importlib.metadata
 import inspect
 import time
 from dataclasses import dataclass, replace
@@ -32,24 +33,13 @@ from tabular_results import (
 )
 
 from jaxnas import benchmarks, cli, runs
-from jaxnas.base import (
-    Evaluator,
-    InputError,
-    Log,
-    SearchSpace,
-    Strategy,
-    Table,
-)
+from jaxnas.base import Evaluator, InputError, Log, SearchSpace, Strategy, Table
 from jaxnas.evaluators.tabular import tabular
-from jaxnas.incumbents import (
-    SLACK,
-    cut,
-    follow,
-)
+from jaxnas.incumbents import SLACK, cut, follow
 from jaxnas.search import search
-from jaxnas.spaces import SPACES
-from jaxnas.spaces.categorical import categorical
+from jaxnas.spaces import space_of
 from jaxnas.strategies import STRATEGIES
+from jaxnas.strategies.policies import POLICIES
 
 
 @dataclass(frozen=True)
@@ -70,6 +60,8 @@ class Config:
     """The table may lack architectures of its space; those score -inf."""
     strategies: tuple[str, ...] = ()
     """All that the table allows by default."""
+    policy: Literal[tuple(POLICIES)] | None = None
+    """Of reinforce: a logit for each choice, or the LSTM controller of ENAS."""
     population_size: int | None = None
     """Of the strategies that have a population, instead of their defaults."""
     tournament_size: int | None = None
@@ -100,6 +92,7 @@ class Problem(NamedTuple):
     strategies: dict[str, Strategy]
     unit: str  # of what is spent: queries, seconds or epochs
     most: float  # that may be spent
+    whole: int  # evaluations at the full budget that this pays for, about
     left_out: list[str]
 
 
@@ -118,12 +111,7 @@ def build(config: Config) -> tuple[Config, Problem]:
     """Fills in the defaults, and refuses what cannot work before a folder is made."""
     positive = "queries", "seconds", "seeds", "population_size", "tournament_size"
     ranges = {name: (1, inf) for name in positive} | {"seed": (0, 2**32 - 1)}
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and not (least <= value <= most and value < inf):
-            wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"expected {flag} {wanted}, but got {value}: change it")
+    cli.check_ranges(config, ranges)
     table = benchmarks.load(config.benchmark)
     config = replace(
         config,
@@ -143,14 +131,16 @@ def build(config: Config) -> tuple[Config, Problem]:
     pairs = map(benchmarks.split_column, table.columns)
     budgets = tuple(sorted(b for q, b in pairs if q == quantity and b <= full))
     config, left_out = choose(config, budgets)
+    price = float(np.mean(evaluator.data.cost[:, -1])) or 1.0
+    whole = config.queries if config.seconds is None else ceil(config.seconds / price)
     strategies = {
-        name: make(name, space, config, budgets) for name in config.strategies
+        name: make(name, space, config, budgets, whole) for name in config.strategies
     }
     timed = all(f"cost_{budget}ep" in table.columns for budget in budgets)
     unit, most = "queries", float(config.queries)
     if config.seconds is not None:
         unit, most = ("seconds" if timed else "epochs"), config.seconds
-    return config, Problem(table, evaluator, strategies, unit, most, left_out)
+    return config, Problem(table, evaluator, strategies, unit, most, whole, left_out)
 
 
 def default_signal(table: Table) -> str:
@@ -165,18 +155,6 @@ def default_signal(table: Table) -> str:
             f"one of {', '.join(table.columns)}"
         )
     return f"valid_acc_{max(budgets)}ep"
-
-
-def space_of(table: Table) -> SearchSpace:
-    """Makes the space that a table is of."""
-    if table.space == "categorical":
-        return categorical(table.num_choices)
-    if table.space not in SPACES:
-        raise InputError(
-            f"expected a table of categorical, {', '.join(SPACES)}, but {table.name} "
-            f"is of {table.space}: mend the table"
-        )
-    return SPACES[table.space]()
 
 
 def choose(config: Config, budgets: tuple[int, ...]) -> tuple[Config, list[str]]:
@@ -206,14 +184,15 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def make(
-    name: str, space: SearchSpace, config: Config, budgets: tuple[int, ...]
+    name: str, space: SearchSpace, config: Config, budgets: tuple[int, ...], whole: int
 ) -> Strategy:
     """Makes a strategy with the settings of the configuration that it has."""
     known = parameters(name)
     given = {
         "population_size": config.population_size,
         "tournament_size": config.tournament_size,
-        "num_queries": None if config.seconds else config.queries,
+        "policy": config.policy,
+        "num_queries": whole,
         "budgets": budgets,
     }
     settings = {k: v for k, v in given.items() if k in known and v is not None}
@@ -246,6 +225,9 @@ def work(config: Config, problem: Problem, run: runs.Run) -> dict[str, Any]:
     draw(run.path("regret.png"), parts, best, problem.most, problem.unit, title)
     return {
         "benchmark": problem.table.name,
+        "source": problem.table.source,
+        "sha256": benchmarks.digest(benchmarks.arrays_of(problem.table)),
+        "jaxnas": importlib.metadata.version("jaxnas"),
         "space": problem.table.space,
         "dataset": config.dataset,
         "signal": config.signal,
@@ -263,10 +245,7 @@ def run_strategy(
     key = jax.random.key(config.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(config.seeds))
     proposal = jax.eval_shape(lambda k: strategy.ask(k, 0, strategy.init(k)), key)
-    price = 1.0
-    if problem.unit != "queries":
-        price = float(np.mean(problem.evaluator.data.cost[:, -1])) or 1.0
-    chunk = max(1, ceil(problem.most / price / proposal.budget.size))
+    chunk = ceil(problem.whole / proposal.budget.size)
     compiling = running = 0.0
 
     def scan(f, init, xs):

@@ -19,11 +19,10 @@ import rich.console
 import rich.table
 
 from jaxnas import benchmarks, cli
-from jaxnas.base import Array, Evaluator, InputError, SearchSpace, Table
+from jaxnas.base import Array, Evaluator, InputError, SearchSpace
 from jaxnas.evaluators.tabular import tabular
 from jaxnas.search import search
-from jaxnas.spaces import SPACES
-from jaxnas.spaces.categorical import categorical
+from jaxnas.spaces import space_of
 from jaxnas.strategies.regularized_evolution import regularized_evolution
 
 NASBENCH201 = Path(__file__).parents[2] / "shared" / "data" / "nas" / "nasbench201.npz"
@@ -78,13 +77,6 @@ def main(config: Config) -> None:
         what = f"population {size}, tournament {tournament}"
         lines.append(f"  {name:8}{what:32}{accuracy.mean():.3f} ± {error:.3f}")
     print("\n".join(lines))
-
-
-def space_of(table: Table) -> SearchSpace:
-    """Makes the space that a table is of."""
-    if table.space in SPACES:
-        return SPACES[table.space]()
-    return categorical(table.num_choices)
 
 
 def check(config: Config) -> None:

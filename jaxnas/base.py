@@ -33,7 +33,10 @@ class Proposal(NamedTuple):
 
     arch: Array  # int32[B, D], or float32[B, D, K] relaxed
     budget: Array  # int32[B], epochs in total, or FULL; 0 = padding, nothing is asked
-    slot: Array  # int32[B], which network this goes on training; -1 = a fresh one
+    slot: Array  # int32[B], where its network is kept; -1 = nowhere, see below
+
+    # An evaluator that trains goes on from the network in a slot where that is of this
+    # very architecture and a smaller budget; else a fresh one takes the slot.
 
 
 class Feedback(NamedTuple):
@@ -107,6 +110,7 @@ class Table(NamedTuple):
     datasets: tuple[str, ...]  # S names
     archs: Array  # int32[A, D]
     columns: dict[str, Array]  # float32[A, S] each; accuracies in percent
+    source: str = ""  # who measured it, and which version it is
 
 
 class Log(NamedTuple):

@@ -10,6 +10,7 @@ A table is one `.npz` file, written by `save`, that holds::
     valid_acc_12ep, test_acc_200ep, cost_12ep, ...
                  float[A, S]    a quantity at a budget, in epochs: accuracies in
                                 percent, cost in seconds, anything else as it is
+    source       str            optional: who measured it, and which version it is
     sha256       str            of all the others, see `digest`
 
 No object is ever unpickled. The cells of NAS-Bench-201 as one array a quantity
@@ -36,7 +37,9 @@ DAMAGE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What numpy raises for files that are cut off, changed or no .npz at all."""
-META = ("name", "space", "num_choices", "datasets", "archs", "sha256")
+META = ("name", "space", "num_choices", "datasets", "archs")
+OPTIONAL = ("source", "sha256")
+SOURCE = "NAS-Bench-201 (arXiv:2001.00326), a file that names no version"
 NASBENCH201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 
@@ -63,9 +66,10 @@ def load(name_or_path: str | Path) -> Table:
     try:
         # np.load leaves a file open that it cannot read.
         with path.open("rb") as raw:
+            if not zipfile.is_zipfile(raw):
+                raise ValueError("it is no zip file")
+            raw.seek(0)
             file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is one array")
             arrays = {key: file[key] for key in file.files}
     except DAMAGE as error:
         raise InputError(
@@ -82,19 +86,25 @@ def save(table: Table, path: str | Path) -> None:
     Raises:
       InputError: the table would not be read back; the file cannot be written.
     """
-    arrays: dict[str, Any] = {
-        "name": np.str_(table.name),
-        "space": np.str_(table.space),
-        "num_choices": np.array(table.num_choices, np.int32),
-        "datasets": np.array(table.datasets),
-        "archs": np.asarray(table.archs, np.int32),
-        **{name: np.asarray(column) for name, column in table.columns.items()},
-    }
+    arrays = arrays_of(table)
     check(arrays, str(path))
     try:
         np.savez_compressed(path, **arrays, sha256=np.str_(digest(arrays)))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def arrays_of(table: Table) -> dict[str, Any]:
+    """Returns what the file of a table holds, without its checksum."""
+    return {
+        "name": np.str_(table.name),
+        "space": np.str_(table.space),
+        "num_choices": np.array(table.num_choices, np.int32),
+        "datasets": np.array(table.datasets),
+        **({"source": np.str_(table.source)} if table.source else {}),
+        "archs": np.asarray(table.archs, np.int32),
+        **{name: np.asarray(column) for name, column in table.columns.items()},
+    }
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -116,8 +126,8 @@ def check(arrays: Mapping[str, np.ndarray], where: str) -> Table:
                 f"{where}: expected {what}, but got {came}: mend the table"
             )
 
-    missing = [name for name in META[:-1] if name not in arrays]
-    expect(not missing, f"arrays {', '.join(META[:-1])}", f"no {', '.join(missing)}")
+    missing = [name for name in META if name not in arrays]
+    expect(not missing, f"arrays {', '.join(META)}", f"no {', '.join(missing)}")
     if "sha256" in arrays:
         came = digest(arrays)
         expect(str(arrays["sha256"]) == came, f"SHA-256 {arrays['sha256']}", came)
@@ -133,8 +143,9 @@ def check(arrays: Mapping[str, np.ndarray], where: str) -> Table:
         f"one architecture or more of {len(num_choices)} decisions",
         archs.shape,
     )
-    integers = np.issubdtype(archs.dtype, np.integer)
-    expect(integers, "architectures of integers", archs.dtype)
+    for what, array in (("num_choices", num_choices), ("archs", archs)):
+        integers = np.issubdtype(array.dtype, np.integer)
+        expect(integers, f"{what} of integers", array.dtype)
     bad = np.flatnonzero(((archs < 0) | (archs >= num_choices)).any(1))
     if len(bad):
         expect(
@@ -151,7 +162,7 @@ def check(arrays: Mapping[str, np.ndarray], where: str) -> Table:
         )
     one_each = len(datasets) == len(set(datasets.tolist())) > 0
     expect(one_each, "one dataset or more, each once", datasets.tolist())
-    names = [name for name in arrays if name not in META]
+    names = [name for name in arrays if name not in META + OPTIONAL]
     expect(names, "a column like valid_acc_12ep", "none")
     for name in names:
         expect(COLUMN.fullmatch(name), "columns like valid_acc_12ep", name)
@@ -163,6 +174,7 @@ def check(arrays: Mapping[str, np.ndarray], where: str) -> Table:
         tuple(map(str, datasets)),
         jnp.asarray(archs, jnp.int32),
         {name: jnp.asarray(arrays[name], jnp.float32) for name in names},
+        str(arrays.get("source", "")),
     )
 
 
@@ -219,6 +231,7 @@ def _from_nasbench201(name, arrays):
     return {
         "name": np.str_(name),
         "space": np.str_("nasbench201"),
+        "source": arrays.get("source", np.str_(SOURCE)),
         "num_choices": np.full(6, len(order), np.int32),
         "datasets": arrays.get("datasets", np.array([])),
         "archs": order[ops],

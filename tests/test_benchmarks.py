@@ -70,7 +70,8 @@ def test_unknown_name_says_what_there_is():
         ("archs", np.full((6, 2), -1, np.int32), "[-1, -1] in row 0"),
         ("archs", np.zeros((6, 3), np.int32), "2 decisions"),
         ("archs", np.zeros((0, 2), np.int32), "one architecture or more"),
-        ("archs", np.zeros((6, 2)), "integers"),
+        ("archs", np.zeros((6, 2)), "archs of integers"),
+        ("num_choices", np.array([2.0, 3.0]), "num_choices of integers"),
         ("archs", np.zeros(6, np.int32), "archs[A, D]"),
         ("valid_acc_4ep", np.full((6, 2), np.nan), "12 that are not"),
         ("valid_acc_4ep", np.full((6, 2), 101.0), "0 to 100"),
@@ -168,7 +169,11 @@ def test_operations_of_nasbench201_are_read_by_their_names(tmp_path):
 
 def test_files_of_other_kinds_are_one_line(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
-    assert "one array" in refusal(tmp_path / "one.npy")
+    (tmp_path / "text.npz").write_text("accuracies")
+    for name in ("one.npy", "text.npz"):
+        said = refusal(tmp_path / name)
+        assert "no zip file" in said
+        assert "pickle" not in said
 
 
 def test_changed_bytes_are_refused_or_change_nothing(path):

@@ -143,6 +143,7 @@ def test_main_ends_with_0():
 TOY = """
 import dataclasses, pathlib, signal, time, typing
 from jaxnas import cli, runs
+from jaxnas.progress import Progress
 
 # A shell starts background jobs with interrupts ignored, tests among them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,7 +159,7 @@ def experiment(config):
     with runs.open_run(config, ["loss"]) as run:
         result = run.result()
         if result is None:
-            with cli.Progress("search", 3) as progress:
+            with Progress("search", 3) as progress:
                 for step in (1, 2, 3):
                     run.checkpoints("search").save(step, {"x": 1.0})
                     progress.update(step, loss=0.5)

@@ -22,8 +22,9 @@ NUM_STEPS, CHUNK = 8, 3
 KEYS = jax.random.split(jax.random.key(7), 2)
 
 pytestmark = [
-    pytest.mark.parametrize("space_name", SPACES),
-    pytest.mark.parametrize("name", STRATEGIES),
+    # By module: tests of the same two members follow each other and share programs.
+    pytest.mark.parametrize("space_name", SPACES, scope="module"),
+    pytest.mark.parametrize("name", STRATEGIES, scope="module"),
 ]
 
 

@@ -98,6 +98,19 @@ def test_genetic_children_come_from_the_generation_before():
         assert {tuple(arch) for arch in archs[begin : begin + 6]} <= parents
 
 
+def test_traced_population_may_be_as_small_as_the_elite():
+    @jax.vmap
+    def best(size):
+        strategy = genetic_algorithm(
+            SPACE, population_size=size, capacity=6, elite_size=2
+        )
+        log = search(jax.random.key(0), strategy, separable(), 40)[1]
+        return log.feedback.fitness[:, 0]
+
+    found = np.asarray(best(jnp.array([1, 2, 6])))
+    assert all(len(set(row[10:])) > 1 for row in found)  # children are still new
+
+
 def test_genetic_elite_lives_on_without_a_query():
     strategy = genetic_algorithm(SPACE, population_size=6, elite_size=2)
     keys = jax.random.key(3)

@@ -34,7 +34,8 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "strategies": "base draws encoding training metrics search",  # for `incumbent`
     "plots": "base encoding",
     "runs": "base checkpoint files",
-    "cli": "base runs search",
+    "progress": "",
+    "cli": "base progress runs search",
 }
 
 MEMBERS_APART = ("spaces", "surrogates", "generators", "evaluators", "strategies")

@@ -12,6 +12,7 @@ import rich.console
 
 from jaxnas import cli, runs
 from jaxnas.checkpoint import Checkpoints
+from jaxnas.progress import Progress
 
 
 class Clock:
@@ -29,7 +30,7 @@ def clock(monkeypatch):
 
 
 def test_progress_takes_rate_and_time_left_from_after_compiling(clock):
-    with cli.Progress("search", total=600, start=120) as progress:
+    with Progress("search", total=600, start=120) as progress:
         clock.now = 65.0
         assert progress.status() == "going on from step 120, compiling, 65 s"
         progress.compiled()
@@ -48,7 +49,7 @@ def test_progress_takes_rate_and_time_left_from_after_compiling(clock):
 
 
 def test_progress_without_compiled_leaves_the_first_update_out_of_the_rate(clock):
-    with cli.Progress("search", total=100_000) as progress:
+    with Progress("search", total=100_000) as progress:
         clock.now = 50.0
         progress.update(10)
         assert progress.status() == "10/100000"
@@ -58,7 +59,7 @@ def test_progress_without_compiled_leaves_the_first_update_out_of_the_rate(clock
 
 
 def test_progress_without_a_terminal_prints_a_line_now_and_then(clock, capsys):
-    with cli.Progress("search", total=100, every=10) as progress:
+    with Progress("search", total=100, every=10) as progress:
         for step in range(1, 101):
             clock.now += 1
             progress.update(step)
@@ -72,7 +73,7 @@ def test_progress_on_a_terminal_is_a_bar_of_one_line(clock, monkeypatch):
     file = io.StringIO()
     console = rich.console.Console(file=file, force_terminal=True, width=80)
     monkeypatch.setattr(rich.console, "Console", lambda: console)
-    with cli.Progress("search", total=600) as progress:
+    with Progress("search", total=600) as progress:
         clock.now = 60
         progress.compiled()
         clock.now = 160

@@ -139,7 +139,7 @@ def test_keys_of_several_words_are_found():
     ("change", "how", "says"),
     [
         ({}, {"signal": "valid_acc_4ep"}, "column of valid_acc_2ep"),
-        ({}, {"signal": "nonsense"}, "column like"),
+        ({}, {"signal": "nonsense"}, "column of valid_acc_2ep"),
         ({}, {"signal": "valid_acc_8ep", "dataset": "three"}, "dataset of one, two"),
         ({"space": "darts"}, {"signal": "valid_acc_8ep"}, "table of space categorical"),
         ({"num_choices": (2, 4)}, {"signal": "valid_acc_8ep"}, "[2, 3]"),

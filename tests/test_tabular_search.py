@@ -3,6 +3,7 @@
 import csv
 import functools
 import importlib
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -304,7 +305,7 @@ def assert_refused(outcome: tuple[int, list[str], str], *says: str) -> None:
         ("--benchmark missing", ["missing", "no such file"]),
         ("--dataset mnist", ["dataset of a, b", "got mnist"]),
         ("--signal f1_16ep", ["valid_acc_16ep", "got f1_16ep"]),
-        ("--signal x", ["valid_acc_12ep", "got x"]),
+        ("--signal x", ["valid_acc_4ep", "got x"]),
         ("--strategies random_search magic", ["random_search", "got magic"]),
         ("--strategies differentiable", ["got differentiable"]),
         ("--signal loss_16ep --strategies hyperband", ["two budgets", "has 1"]),
@@ -449,3 +450,20 @@ def test_random_search_agrees_with_the_order_statistics_of_the_table():
         error = found.std(ddof=1) / np.sqrt(len(found))
         assert found.mean() == pytest.approx(expected_random(queries), abs=4 * error)
     assert log.proposal.budget.max() == FULL
+
+
+def test_policy_of_reinforce_is_a_flag(run, flags, tmp_path):
+    found = []
+    for policy in ("independent", "lstm"):
+        folder = tmp_path / policy
+        how = ["--strategies", "reinforce", "--policy", policy, "--workdir", folder]
+        assert run(*flags, *how)[0] == 0
+        found.append([row["fitness"] for row in rows_of(folder)])
+    assert found[0] != found[1]
+
+
+def test_result_names_the_table_and_the_version(run, flags, tmp_path):
+    run(*flags, "--strategies", "random_search")
+    result, table = read(tmp_path / "run"), benchmarks.load(flags[1])
+    assert result["sha256"] == benchmarks.digest(benchmarks.arrays_of(table))
+    assert result["jaxnas"] == importlib.metadata.version("jaxnas")

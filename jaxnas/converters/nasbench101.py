@@ -69,6 +69,7 @@ def from_nasbench101(path: str | Path) -> Table:
         "space": np.str_("nasbench101"),
         "num_choices": np.array(NUM_CHOICES),
         "datasets": np.array(["cifar10"]),
+        "source": np.str_(f"NAS-Bench-101 (arXiv:1902.09635), from {Path(path).name}"),
         "archs": np.array(archs, np.int32),
         **columns,
     }

@@ -71,6 +71,7 @@ def from_nats_bench(path: str | Path, *, allow_pickle: bool = False) -> Table:
         "space": np.str_("nasbench201"),
         "num_choices": np.array(NUM_CHOICES),
         "datasets": np.array(DATASETS),
+        "source": np.str_(f"NATS-Bench (arXiv:2009.00437), from {path.name}"),
         "archs": np.array([from_string(text) for text in texts], np.int32),
     }
     names = [

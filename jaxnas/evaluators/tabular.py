@@ -142,7 +142,6 @@ def _place(table, dataset):
 
 
 def _check_column(table, name):
-    split_column(name)
     if name not in table.columns:
         raise InputError(
             f"expected a column of {', '.join(table.columns)}, but got {name}: "
@@ -211,8 +210,8 @@ def _expect_all(space, table, keys, key_of, size, draws=4096):
     if absent:
         raise InputError(
             f"expected a table of all of space {space.name}, but {table.name} lacks "
-            f"{np.asarray(some[absent[0]]).tolist()} and others: complete it, or allow "
-            "a partial table"
+            f"{np.asarray(some[absent[0]]).tolist()} and others: complete it, or say "
+            "partial=True (--partial)"
         )
 
 

@@ -37,6 +37,9 @@ def genetic_algorithm(
 ) -> Strategy:
     """Makes a strategy of one proposal a step.
 
+    Population and mutation rate are those of Xie and Yuille; they cross less (0.2) and
+    draw parents in proportion to fitness, without an elite.
+
     Args:
       space: what is searched.
       population_size: individuals of a generation; may be traced, see capacity.
@@ -96,7 +99,7 @@ def genetic_algorithm(
         told = state._replace(arch=arch, fitness=fitness, children=state.children + 1)
         grown = jax.tree.map(
             lambda new, old: jnp.where(told.children >= population_size, new, old),
-            _turn(told, elite_size),
+            _turn(told, elite_size, population_size),
             told,
         )
         return grown
@@ -104,12 +107,17 @@ def genetic_algorithm(
     return Strategy(init, ask, tell, lambda state, log: incumbent(log))
 
 
-def _turn(state, elite_size):
-    """Makes parents of the children, and children of the elite among them."""
-    fitness, elite = jax.lax.top_k(state.fitness[1], elite_size)
+def _turn(state, elite_size, population_size):
+    """Makes parents of the children, and children of the elite among them.
+
+    A traced population may be as small as the elite: then one child is still new.
+    """
+    kept = jnp.minimum(elite_size, population_size - 1)
+    best, elite = jax.lax.top_k(state.fitness[1], elite_size)
+    best = jnp.where(jnp.arange(elite_size) < kept, best, -jnp.inf)
     arch = jnp.stack(
         [state.arch[1], state.arch[0].at[:elite_size].set(state.arch[1][elite])]
     )
     nobody = jnp.full_like(state.fitness[1], -jnp.inf)
-    fitness = jnp.stack([state.fitness[1], nobody.at[:elite_size].set(fitness)])
-    return GeneticState(arch, fitness, jnp.int32(elite_size), jnp.array(False))
+    fitness = jnp.stack([state.fitness[1], nobody.at[:elite_size].set(best)])
+    return GeneticState(arch, fitness, jnp.int32(kept), jnp.array(False))

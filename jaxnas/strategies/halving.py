@@ -63,8 +63,8 @@ def make_schedule(brackets: Sequence[Sequence[tuple[int, int]]]) -> Schedule:
 def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
     """Makes the strategy that follows a schedule, one proposal a step.
 
-    A promoted architecture's slot is that of its first evaluation, so an evaluator
-    that trains can go on; those that begin say -1 and take the slot of their place.
+    An architecture's slot is its place in the first rung, and stays that when it is
+    promoted, so an evaluator that trains can go on.
     """
     capacity = int(schedule.place.max()) + 1
 
@@ -90,7 +90,7 @@ def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
         best = promoted(state, now.place)
         begins = now.previous == 0
         arch = jnp.where(begins, space.sample(key), state.arch[0, best])
-        slot = jnp.where(begins, -1, state.slot[0, best])
+        slot = jnp.where(begins, now.place, state.slot[0, best])
         # What has failed is not promoted: the step is padding.
         lives = begins | (state.fitness[0, best] > -jnp.inf)
         budget = jnp.where(lives, now.budget, 0)
@@ -105,11 +105,10 @@ def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
     ) -> HalvingState:
         del key
         now = row(step)
-        slot = jnp.where(now.previous == 0, now.place, proposal.slot[0])
         told = HalvingState(
             state.arch.at[1, now.place].set(proposal.arch[0]),
             state.fitness.at[1, now.place].set(feedback.fitness[0]),
-            state.slot.at[1, now.place].set(slot),
+            state.slot.at[1, now.place].set(proposal.slot[0]),
         )
         cleared = told.fitness.at[0].set(told.fitness[1]).at[1].set(-jnp.inf)
         risen = HalvingState(

@@ -71,10 +71,10 @@ def lstm(
       tanh_constant: the range that they are then squashed into.
 
     Raises:
-      InputError: hidden_size is below 1; temperature or tanh_constant is negative.
+      InputError: hidden_size is below 1; temperature or tanh_constant is not above 0.
     """
     expect(1, hidden_size=hidden_size)
-    expect(0, temperature=temperature, tanh_constant=tanh_constant)
+    expect(1e-6, temperature=temperature, tanh_constant=tanh_constant)
     is_choice = _is_choice(num_choices)
     num_decisions, most = is_choice.shape
     shapes = {

@@ -66,8 +66,7 @@ def reinforce(
     Args:
       space: what is searched.
       policy: `independent`, a logit for each choice; `lstm`, ENAS's controller with
-        the paper's learning rate of 3.5e-4, which is made for thousands of steps and
-        after a few hundred has learnt next to nothing; or a value.
+        the paper's learning rate of 3.5e-4, made for thousands of steps; or a value.
       learning_rate: of Adam. This and the next two are the policy's `defaults` for
         None: 0.1, 0.9 and 0.1 for `independent`, 3.5e-4, 0.99 and 1e-4 for `lstm`.
       baseline_decay: of the moving mean and deviation, a step.
