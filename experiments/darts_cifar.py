@@ -11,9 +11,7 @@ Liu, Simonyan and Yang 2019 (arXiv:1806.09055) report 97.24 % test accuracy for 
 second order, the best of four searches. BUILD.md says what was measured here.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +19,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
+from retraining import draw_curves, prepare, train_network
 
-from jaxnas import cli, data, metrics, plots, runs
+from jaxnas import cli, data, plots, runs
 from jaxnas.base import Array, InputError, Log, SearchSpace
-from jaxnas.evaluators.standalone import confusion_of, fit
 from jaxnas.evaluators.supernet import HYPERGRADIENTS, supernet
 from jaxnas.nn.skeleton import reductions
 from jaxnas.search import search
@@ -104,8 +102,11 @@ PRESETS = {
     ),
     "paper": Config(),
 }
-SEARCH = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
-TRAIN = {"loss": "train_loss", "accuracy": "train_accuracy"}
+SEARCH = {
+    **{f"train_{name}": "weights' half" for name in ("loss", "accuracy")},
+    **{f"valid_{name}": "architecture's half" for name in ("loss", "accuracy")},
+}
+TRAIN = {f"train_{name}": "training batches" for name in ("loss", "accuracy")}
 
 
 def main(config: Config) -> None:
@@ -116,7 +117,7 @@ def main(config: Config) -> None:
     dataset = data.load(name, config.data_dir)
     check(config, dataset)
     config = replace(config, dataset=dataset.name)
-    with runs.open_run(config, SEARCH) as run:
+    with runs.open_run(config, tuple(SEARCH)) as run:
         result = run.result()
         if result is None:
             result = run.finish(work(config, dataset, run))
@@ -182,17 +183,23 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
     graphs = {"Normal cell": cells["normal"], "Reduction cell": cells["reduce"]}
     figure = plots.draw_cells(graphs, inputs=INPUTS, output=OUTPUT, op_names=OPS)
     plots.save(figure, run.path("cells.png"))
-    found = train_network(config, dataset, run, space.network, arch, key_train)
-    draw_curves(run)
-    return {"dataset": dataset.name, "genotype": genotype, **found}
-
-
-def prepare(dataset: data.Dataset, **changes: Any) -> tuple[Callable, Callable]:
-    """How images are made float32: `(key, images)` for training, `images` for tests."""
-    mean, std = data.channel_statistics(dataset.train_images)
-    how = data.AUGMENTATIONS[dataset.name]._replace(**changes)._asdict()
-    normalize = partial(data.normalize, mean=mean, std=std)
-    return lambda key, x: data.augment(key, normalize(x), **how), normalize
+    network = space.network(
+        arch,
+        channels=config.channels,
+        cells=config.cells,
+        num_classes=len(dataset.class_names),
+        auxiliary=config.auxiliary > 0,
+    )
+    found = train(config, dataset, run, network, key_train)
+    draw_curves(run, "searching", SEARCH)
+    draw_curves(run, "retraining", TRAIN)
+    return {
+        "dataset": dataset.name,
+        "genotype": genotype,
+        **found,
+        "search_steps_per_second": run.rate("searching"),
+        "retrain_steps_per_second": run.rate("retraining"),
+    }
 
 
 def search_cell(
@@ -231,55 +238,26 @@ def search_cell(
     return strategy.recommend(state, log)
 
 
-def train_network(
-    config: Config,
-    dataset: data.Dataset,
-    run: runs.Run,
-    network_of: Callable[..., Any],
-    arch: Array,
-    key: Array,
+def train(
+    config: Config, dataset: data.Dataset, run: runs.Run, network: Any, key: Array
 ) -> dict[str, Any]:
-    """Trains the network of an architecture from scratch and tests it."""
-    num_classes = len(dataset.class_names)
-    network = network_of(
-        arch,
-        channels=config.channels,
-        cells=config.cells,
-        num_classes=num_classes,
-        auxiliary=config.auxiliary > 0,
-    )
+    """Trains the network that was found, with the paper's recipe, and tests it."""
     per_epoch = len(dataset.train_labels) // config.batch_size
     num_steps = config.steps or config.epochs * per_epoch
     schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
-    augmented, normalized = prepare(dataset, **{} if config.cutout else {"cutout": 0})
-
-    def summarise(log: dict[str, Any]) -> dict[str, Any]:
-        return {column: log[name].mean() for name, column in TRAIN.items()}
-
-    with cli.phase(run, "retraining", num_steps, config.chunk, summarise) as scan:
-        state, _ = fit(
-            key,
-            network,
-            classification(),
-            Batch(dataset.train_images, dataset.train_labels),
-            augmented,
-            scan,
-            tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(schedule, 0.9, 3e-4)),
-            num_steps=num_steps,
-            batch_size=config.batch_size,
-            auxiliary=config.auxiliary,
-            drop_path=config.drop_path,
-        )
-    test = Batch(dataset.test_images, dataset.test_labels)
-    confusion = confusion_of(network, state, test, normalized, num_classes)
-    percent = metrics.classification_metrics(confusion)
-    trained = {k: v for k, v in state.params.items() if k != "auxiliary"}
-    return {
-        **{f"test_{name}": 100 * value for name, value in percent.items()},
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained)),
-        "search_steps_per_second": run.rate("searching"),
-        "retrain_steps_per_second": run.rate("retraining"),
-    }
+    return train_network(
+        run,
+        dataset,
+        network,
+        key,
+        tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(schedule, 0.9, 3e-4)),
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        chunk=config.chunk,
+        cutout=config.cutout,
+        auxiliary=config.auxiliary,
+        drop_path=config.drop_path,
+    )
 
 
 def draw_weights(run: runs.Run, weights: np.ndarray) -> None:
@@ -294,26 +272,6 @@ def draw_weights(run: runs.Run, weights: np.ndarray) -> None:
             steps, weights[steps, part], names, OPS, f"{title} cell"
         )
         plots.save(figure, run.path(f"weights_{title.lower()}.png"))
-
-
-def draw_curves(run: runs.Run) -> None:
-    """Draws losses and accuracies of the search and of the training."""
-    for phase in ("searching", "retraining"):
-        log = run.log.read(phase)
-        if not log["step"]:
-            continue
-        kinds = [name for name in SEARCH if np.isfinite(log[name]).any()]
-        panels: dict[str, dict] = {"cross entropy (nats)": {}, "accuracy (%)": {}}
-        for name in kinds:
-            half, _, quantity = name.partition("_")
-            label = {"train": "weights' half", "valid": "architecture's half"}[half]
-            label = label if phase == "searching" else "training batches"
-            is_loss = quantity == "loss"
-            panel = panels["cross entropy (nats)" if is_loss else "accuracy (%)"]
-            panel[label] = log["step"], np.array(log[name]) * (1 if is_loss else 100)
-        title = phase.capitalize()
-        figure = plots.plot_curves(panels, xlabel="step", title=title)
-        plots.save(figure, run.path(f"curves_{phase}.png"))
 
 
 if __name__ == "__main__":

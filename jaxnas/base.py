@@ -13,8 +13,11 @@ import jax
 Array = jax.Array
 PyTree = Any
 
-OK, DIVERGED, ABSENT = 0, 1, 2
-"""Values of `Feedback.status`: evaluated, not finite, not in the table."""
+OK, DIVERGED, ABSENT, OUT_OF_MEMORY, FAILED = range(5)
+"""Values of `Feedback.status`: evaluated, not finite, not in the table, ..."""
+
+STATUSES = ("ok", "diverged", "absent", "out of memory", "failed")
+"""What the values of `Feedback.status` are called."""
 
 
 FULL = 2**31 - 1
@@ -70,6 +73,9 @@ class SearchSpace(NamedTuple):
     restrict: Callable[[PyTree, Array], PyTree]  # supernet params -> those of arch
     to_string: Callable[[Array], str]  # the genotype, readable
     from_string: Callable[[str], Array]  # its inverse; raises InputError
+    # sizes(arch, image_shape, **size) -> parameters int32[], operations of one image
+    # float32[]; traceable by the architecture. None: the space does not know them.
+    sizes: Callable[..., tuple[Array, Array]] | None = None
 
 
 class Strategy(NamedTuple):

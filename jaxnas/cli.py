@@ -179,6 +179,7 @@ def phase(
     num_steps: int,
     chunk: int,
     summarise: Callable[[Any], Mapping[str, Any]],
+    loop: Callable[..., Scan] = chunked_scan,
 ) -> Iterator[Scan]:
     """Gives the scan of one phase of a run: it shows, logs, times and saves.
 
@@ -188,6 +189,7 @@ def phase(
       num_steps: of the phase.
       chunk: steps between two rows of the log, and two checkpoints.
       summarise: takes the ys of a chunk, gives the numbers of its row.
+      loop: makes the scan, with the arguments of `chunked_scan`.
 
     Raises:
       FloatingPointError: one of these numbers is not finite, or the carry has NaN.
@@ -219,5 +221,5 @@ def phase(
             run.clock(name)
 
         run.clock("compiling")
-        yield chunked_scan(chunk, checkpoints, on_chunk, on_compiled)
+        yield loop(chunk, checkpoints, on_chunk, on_compiled)
         run.clock(None)

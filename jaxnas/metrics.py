@@ -1,15 +1,18 @@
 """Classification metrics from a confusion matrix.
 
 A confusion matrix adds up: sum it over batches on the device, then read all
-metrics off the sum once.
+metrics off the sum once. That is traceable on JAX arrays, in float32; on NumPy's it
+is float64.
 """
+
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 Array = jax.Array
+EitherArray = TypeVar("EitherArray", np.ndarray, Array)
 
 
 def confusion_matrix(labels: Array, predictions: Array, num_classes: int) -> Array:
@@ -30,24 +33,41 @@ def confusion_matrix(labels: Array, predictions: Array, num_classes: int) -> Arr
     return counts.at[rows, predictions].add(1, mode="drop")
 
 
-def classification_metrics(confusion: ArrayLike) -> dict[str, float]:
-    """Accuracy and macro-averaged precision, recall and F1, as fractions.
+def per_class_metrics(confusion: EitherArray) -> dict[str, EitherArray]:
+    """Precision, recall and F1 of each class, as fractions; traceable.
 
-    Macro averages give each of the C classes the same weight. A class that was
-    never predicted has precision 0, one that never occurs has recall 0, and one
-    that does neither has F1 0, as with scikit-learn's `zero_division=0`.
+    A class that was never predicted has precision 0, one that never occurs has
+    recall 0, and one that does neither has F1 0, as with scikit-learn's
+    `zero_division=0`.
 
     Args:
-      confusion: int[C, C], as `confusion_matrix` gives it.
+      confusion: int[C, C], as `confusion_matrix` gives it, of NumPy or JAX.
 
     Returns:
-      `accuracy`, `precision`, `recall` and `f1`, each in [0, 1].
+      `precision`, `recall` and `f1`: float64[C] of NumPy's for an array of NumPy's,
+      float32[C] of JAX's for one of JAX's, each in [0, 1].
     """
-    counts = np.asarray(confusion, np.float64)
-    correct, actual, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    correct = confusion.diagonal()
+    actual, predicted = confusion.sum(1), confusion.sum(0)
     return {
-        "accuracy": float(correct.sum() / max(counts.sum(), 1)),
-        "precision": float(np.mean(correct / np.maximum(predicted, 1))),
-        "recall": float(np.mean(correct / np.maximum(actual, 1))),
-        "f1": float(np.mean(2 * correct / np.maximum(actual + predicted, 1))),
+        "precision": correct / predicted.clip(min=1),
+        "recall": correct / actual.clip(min=1),
+        "f1": 2 * correct / (actual + predicted).clip(min=1),
     }
+
+
+def classification_metrics(confusion: EitherArray) -> dict[str, Any]:
+    """Accuracy and macro-averaged precision, recall and F1, as fractions; traceable.
+
+    Macro averages give each of the C classes the same weight.
+
+    Args:
+      confusion: int[C, C], as for `per_class_metrics`.
+
+    Returns:
+      `accuracy`, `precision`, `recall` and `f1`, each in [0, 1]: floats for an array
+      of NumPy's, float32[] for one of JAX's.
+    """
+    accuracy = confusion.diagonal().sum() / confusion.sum().clip(min=1)
+    per_class = per_class_metrics(confusion)
+    return {"accuracy": accuracy} | {k: v.mean() for k, v in per_class.items()}

@@ -179,6 +179,7 @@ def chunked_scan(
     checkpoints: Checkpoints | None = None,
     on_chunk: Callable[[int, PyTree, PyTree], object] | None = None,
     on_compiled: Callable[[float], object] | None = None,
+    compiled: bool = True,
 ) -> Scan:
     """Makes a scan that runs on the device by chunks, with a checkpoint after each.
 
@@ -193,6 +194,10 @@ def chunked_scan(
         next chunk overwrites the carry.
       on_compiled: called before the first chunk with the seconds that tracing and
         compiling took; not at all where every step is done already.
+      compiled: False runs the steps in Python, one operation at a time, for an
+        evaluator that trains networks which a program cannot choose; such a one has
+        to say by `jax.pure_callback` what its answers look like, see
+        `evaluators.standalone.standalone`.
 
     Returns:
       A function with `lax.scan`'s signature, whose ys are numpy arrays. It raises
@@ -214,7 +219,7 @@ def chunked_scan(
         if done == total:
             return carry, ys
         began = time.monotonic()
-        run = traced.lower().compile()
+        run = traced.lower().compile() if compiled else _run_in_python
         if on_compiled:
             on_compiled(seconds + time.monotonic() - began)
         carry = _own(carry)
@@ -270,6 +275,15 @@ def _run_chunk(f: Partial, carry: PyTree, xs: PyTree, count: Array | int):
     _, y = jax.eval_shape(_run_step, f, carry, _at(xs, 0))
     ys = jax.tree.map(lambda y: jnp.zeros((_length(xs), *y.shape), y.dtype), y)
     return jax.lax.fori_loop(0, count, body, (carry, ys))
+
+
+def _run_in_python(f: Partial, carry: PyTree, xs: PyTree, count: int):
+    """Runs the first `count` of the steps xs[size, ...]; gives no more ys."""
+    ys = []
+    for i in range(count):
+        carry, y = f(carry, _at(xs, i))
+        ys.append(jax.device_get(y))
+    return carry, jax.tree.map(lambda *y: np.stack(y), *ys)
 
 
 @jax.jit

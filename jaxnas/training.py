@@ -34,23 +34,22 @@ def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTre
     Args:
       network: a Linen module.
       key: PRNG key.
-      args: inputs, as arrays or `jax.ShapeDtypeStruct`s.
+      args: inputs, as arrays or, where no variable depends on their values,
+        `jax.ShapeDtypeStruct`s.
       kwargs: static arguments.
 
     Raises:
-      ValueError: a variable depends on the values of `args`.
+      ValueError: a variable depends on the values of a `ShapeDtypeStruct`.
     """
     init = partial(network.init, mutable=["params", "batch_stats"], **kwargs)
     trace = jax.make_jaxpr(init, return_shape=True)
     closed, variables = trace(key, *args)
-    key_var = closed.jaxpr.invars[0]
     outputs = [True] * len(closed.jaxpr.outvars)
-    jaxpr, used = partial_eval.dce_jaxpr(
-        closed.jaxpr, outputs, [var is key_var for var in closed.jaxpr.invars]
-    )
-    if any(used[1:]):
+    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, outputs)
+    inputs = [x for x, is_used in zip((key, *args), used, strict=True) if is_used]
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in inputs):
         raise ValueError("initial variables that depend on the inputs' values")
-    values = jax.core.eval_jaxpr(jaxpr, closed.consts, key)
+    values = jax.core.eval_jaxpr(jaxpr, closed.consts, *inputs)
     return jax.tree.unflatten(jax.tree.structure(variables), values)
 
 

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import fcntl
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -39,12 +39,9 @@ CLOCKS = {f"seconds_{phase}" for phase in ("compiling", "searching", "retraining
 @pytest.fixture(scope="module")
 def darts_cifar():
     """The experiment as a module."""
-    spec = importlib.util.spec_from_file_location("darts_cifar", EXPERIMENT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["darts_cifar"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["darts_cifar"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENT.parent)
+        yield importlib.import_module("darts_cifar")
 
 
 @pytest.fixture(scope="session")

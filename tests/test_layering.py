@@ -118,6 +118,7 @@ def test_imports_make_no_cycle():
 def test_members_of_a_room_do_not_import_each_other():
     for name in set(MEMBERS_APART) & set(MODULES):
         registered = {member for member in IMPORTS[name] if room(member) == name}
+        registered -= {"spaces.categorical"}  # what other spaces are made of
         for module in MODULES:
             if room(module) == name and module != name:
                 siblings = IMPORTS[module] & registered

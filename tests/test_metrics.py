@@ -4,21 +4,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from sklearn import metrics as sklearn_metrics
 
-from jaxnas.metrics import classification_metrics, confusion_matrix
+from jaxnas.metrics import (
+    classification_metrics,
+    confusion_matrix,
+    per_class_metrics,
+)
 
 
-def sklearn_values(labels, predictions, num_classes):
-    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
+def sklearn_scores(labels, predictions, num_classes, average):
+    scores = sklearn_metrics.precision_recall_fscore_support(
         labels,
         predictions,
         labels=range(num_classes),
-        average="macro",
+        average=average,
         zero_division=0,
     )
+    return dict(zip(("precision", "recall", "f1"), scores, strict=False))
+
+
+def sklearn_values(labels, predictions, num_classes):
     accuracy = sklearn_metrics.accuracy_score(labels, predictions)
-    return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+    macro = sklearn_scores(labels, predictions, num_classes, "macro")
+    return {"accuracy": accuracy, **macro}
 
 
 @pytest.mark.parametrize(
@@ -74,3 +86,53 @@ def test_perfect_predictions_score_one_and_no_examples_zero():
     assert perfect == {"accuracy": 1, "precision": 1, "recall": 1, "f1": 1}
     empty = classification_metrics(np.zeros((3, 3)))
     assert empty == {"accuracy": 0, "precision": 0, "recall": 0, "f1": 0}
+
+
+# Counts up to 10,000 go beyond what float16 holds; one shape compiles once.
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    arrays.arrays(
+        np.int32, (4, 4), elements=st.integers(0, 3) | st.integers(0, 10_000)
+    ).filter(np.any)
+)
+def test_metrics_of_either_kind_of_array_equal_scikit_learns(confusion):
+    cells = np.indices((4, 4)).reshape(2, 16)
+    labels, predictions = np.repeat(cells, confusion.ravel(), axis=1)
+    per_class = sklearn_scores(labels, predictions, 4, None)
+    macro = sklearn_values(labels, predictions, 4)
+    for measure, expected in (
+        (per_class_metrics, per_class),
+        (classification_metrics, macro),
+        (jax.jit(per_class_metrics), per_class),
+        (jax.jit(classification_metrics), macro),
+    ):
+        found = measure(confusion)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6)
+
+
+def test_metrics_keep_the_kind_of_array():
+    confusion = np.array([[3, 1], [0, 2]], np.int32)
+    for value in per_class_metrics(confusion).values():
+        assert (type(value), value.dtype) == (np.ndarray, np.float64)
+    for value in classification_metrics(confusion).values():
+        assert isinstance(value, float)
+    traced = jax.eval_shape(classification_metrics, jnp.asarray(confusion))
+    for value in traced.values():
+        assert (value.shape, value.dtype) == ((), jnp.float32)
+
+
+def test_metrics_of_a_population_are_those_of_its_members():
+    confusions = np.random.default_rng(2).integers(0, 20, (5, 3, 3), np.int32)
+    found = jax.jit(jax.vmap(classification_metrics))(confusions)
+    for i, confusion in enumerate(confusions):
+        for name, value in classification_metrics(confusion).items():
+            assert found[name][i] == pytest.approx(value, abs=1e-6)
+
+
+def test_per_class_metrics_of_a_class_unseen_or_unpredicted_are_zero():
+    found = per_class_metrics(np.array([[4, 0, 0], [2, 0, 0], [0, 0, 0]]))
+    np.testing.assert_allclose(found["precision"], [4 / 6, 0, 0])
+    np.testing.assert_allclose(found["recall"], [1, 0, 0])
+    np.testing.assert_allclose(found["f1"], [8 / 10, 0, 0])

@@ -22,6 +22,17 @@ train_steps, train_batch_size, train_channels, train_cells = 3, 4, 2, 1
 seed = 0
 num_seeds, num_queries, population_size = 4, 6, 3
 """,
+    "your_own_images.ipynb": """
+images, seed = "digits", 0
+num_steps, batch, epochs, batch_size = 2, 2, 1, 32
+num_slots_trunk, final_epochs = 2, 1
+""",
+    "make_a_benchmark.ipynb": """
+seed = 0
+slots = [["conv1x1-4", "conv3x3-4"], ["identity", "relu", "max_pool"]]
+num_seeds, epochs, batch_size = 2, 1, 64
+num_searches, num_queries = 4, 5
+""",
 }
 
 
@@ -108,4 +119,41 @@ def test_comparison_ends_with_an_interval_a_strategy(comparison):
     assert [row[0] for row in rows] == names
     for row in rows:
         mean, low, high = map(float, row[1:])
+        assert 0 < low <= mean <= high <= 100
+
+
+def test_own_images_end_with_a_test_accuracy():
+    notebook = execute("your_own_images.ipynb")
+    (picture,) = [cell for cell in notebook.cells if "plot_curves" in cell.source]
+    assert_pictures(notebook, [picture.id])
+    said = "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    )
+    assert re.search(r"test accuracy: \d+\.\d\d %", said)
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> nbformat.NotebookNode:
+    return execute("make_a_benchmark.ipynb")
+
+
+def test_benchmark_shows_its_pictures(benchmark):
+    assert_pictures(benchmark, ["spread", "search"])
+
+
+def test_benchmark_trains_all_and_ends_with_an_interval_a_strategy(benchmark):
+    texts = [
+        output.text
+        for cell in benchmark.cells
+        for output in cell.get("outputs", [])
+        if "text" in output
+    ]
+    assert "6 architectures, as conv3x3-4 max_pool" in texts[0]
+    assert "12 networks trained, 12 epochs in all" in texts[1]
+    for name in ("random_search", "local_search"):
+        pattern = name + r" +([\d.]+) %  \(95 % interval ([\d.]+) to ([\d.]+)\)"
+        mean, low, high = map(float, re.search(pattern, texts[-1]).groups())
         assert 0 < low <= mean <= high <= 100

@@ -70,14 +70,31 @@ def test_init_variables_of_a_network_without_draws():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_init_variables_refuses_those_that_need_the_inputs():
-    class Centred(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return x - self.variable("batch_stats", "mean", lambda: x.mean()).value
+class Centred(nn.Module):
+    """A running mean that starts at what comes first, and a parameter."""
 
+    @nn.compact
+    def __call__(self, x):
+        mean = self.variable("batch_stats", "mean", lambda: x.mean()).value
+        return mean * self.param("scale", nn.initializers.normal(), ())
+
+
+def test_init_variables_depend_on_the_values_of_arrays_and_tracers():
+    key, xs = jax.random.key(0), jnp.array([[1.0, 3.0], [5.0, 5.0]])
+    expected = Centred().init(key, xs[0])
+    assert expected["batch_stats"]["mean"] == 2
+    found = init_variables(Centred(), key, xs[0])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    batch = jax.jit(jax.vmap(lambda x: init_variables(Centred(), key, x)))(xs)
+    np.testing.assert_array_equal(batch["batch_stats"]["mean"], [2, 5])
+    scale = expected["params"]["scale"]
+    np.testing.assert_allclose(batch["params"]["scale"], [scale] * 2, rtol=1e-6)
+
+
+def test_init_variables_refuses_those_that_need_values_of_a_mere_shape():
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
     with pytest.raises(ValueError, match="depend on the inputs"):
-        init_variables(Centred(), jax.random.key(0), jnp.ones(3))
+        init_variables(Centred(), jax.random.key(0), shape)
 
 
 def test_init_state_counts_no_step_and_keeps_what_init_made():

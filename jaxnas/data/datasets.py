@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +13,17 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxnas.base import InputError
+from jaxnas.data.own import hold_out, read_own, resize
 from jaxnas.data.prepare import DownloadFailed, one_line, prepare
 
 DATASETS = ("auto", "cifar10", "mnist", "fashion_mnist", "digits")
-"""The names that `load` knows."""
+"""The names that `load` knows; it takes paths too."""
 
 
 class Dataset(NamedTuple):
     """Labelled images: N to train with and M to test with, in C classes."""
 
-    name: str  # never `auto`, but what it chose
+    name: str  # never `auto`, but what it chose; of one's own, the file's or folder's
     train_images: np.ndarray  # uint8[N, height, width, channels]
     train_labels: np.ndarray  # int32[N], in [0, C)
     test_images: np.ndarray  # uint8[M, height, width, channels]
@@ -30,15 +32,23 @@ class Dataset(NamedTuple):
 
 
 def load(
-    name: str, data_dir: str | None = None, *, report: Callable[[str], object] = print
+    name_or_path: str | Path,
+    data_dir: str | None = None,
+    *,
+    image_size: int | None = None,
+    report: Callable[[str], object] = print,
 ) -> Dataset:
     """Reads a dataset, which is first downloaded and prepared if it has to be.
 
     Args:
-      name: one of `DATASETS`. `auto` is `cifar10` where that is prepared or can be
-        downloaded, and else `digits`, which needs no network.
+      name_or_path: one of `DATASETS`, or the path of one's own images, an `.npz` or a
+        folder of images by class, see `jaxnas.data.own`. `auto` is `cifar10` where
+        that is prepared or can be downloaded, and else `digits`, which needs no
+        network. `./digits` is a path.
       data_dir: folder of datasets prepared by tensorflow-datasets; None is that
         library's default (`TFDS_DATA_DIR`, or `~/tensorflow_datasets`).
+      image_size: pixels, the side of the square that all images are resized to; None
+        leaves them.
       report: is called with one line when a download starts, and when `auto`
         chooses `digits`.
 
@@ -47,13 +57,40 @@ def load(
 
     Raises:
       InputError: an unknown name; a dataset that is damaged, in another format than
-        array_record, or that cannot be downloaded or written.
+        array_record, or that cannot be downloaded or written; images of one's own
+        that `read_own` refuses; an image size below 1.
     """
-    if name not in DATASETS:
+    if image_size is not None and image_size < 1:
         raise InputError(
-            f"expected a dataset out of {', '.join(DATASETS)}, but got {name!r}: "
-            "choose one of these"
+            f"expected an image size of 1 pixel or more, but got {image_size}: "
+            "choose a larger one"
         )
+    if name_or_path not in DATASETS:
+        return _own(Path(name_or_path), image_size)
+    dataset = _named(str(name_or_path), data_dir, report)
+    if image_size is None:
+        return dataset
+    return dataset._replace(
+        train_images=resize(dataset.train_images, image_size),
+        test_images=resize(dataset.test_images, image_size),
+    )
+
+
+def _own(path: Path, image_size: int | None) -> Dataset:
+    """Reads one's own images."""
+    if os.path.isdir(path):  # unlike Path's, it takes any text for a path
+        return Dataset(path.resolve().name, *read_own(path, image_size))
+    if path.suffix.lower() == ".npz" and os.path.isfile(path):
+        return Dataset(path.stem, *read_own(path, image_size))
+    raise InputError(
+        f"expected a dataset out of {', '.join(DATASETS)}, or the path of an .npz or "
+        f"of a folder of images by class, but got {str(path)!r}, which is none: choose "
+        "one of these, or mend the path"
+    )
+
+
+def _named(name: str, data_dir: str | None, report: Callable[[str], object]) -> Dataset:
+    """Reads one of `DATASETS`."""
     if name == "digits":
         return _digits()
     if name != "auto":
@@ -72,9 +109,8 @@ def load(
 def _digits() -> Dataset:
     """The 1,797 real 8x8 images of handwritten digits in scikit-learn.
 
-    Their 17 grey levels are stretched from 0..16 to 0..255. The test set is every
-    fifth image of each class in the order of the file: 355 images, whatever the
-    seed.
+    Their 17 grey levels are stretched from 0..16 to 0..255. The test set is
+    `hold_out`'s: 355 images.
 
     Source: Alpaydin & Kaynak 1998, https://doi.org/10.24432/C50P49
     """
@@ -83,9 +119,7 @@ def _digits() -> Dataset:
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int32)
-    is_test = np.zeros(len(labels), bool)
-    for label in range(10):
-        is_test[np.flatnonzero(labels == label)[4::5]] = True
+    is_test = hold_out(labels)
     return Dataset(
         name="digits",
         train_images=images[~is_test],

@@ -32,6 +32,17 @@ AUGMENTATIONS = {
 """The usual augmentation of CIFAR-10, and in proportion to the image elsewhere."""
 
 
+def augmentation_of(name: str, image_shape: tuple[int, ...]) -> Augmentation:
+    """The augmentation of a dataset; of one's own, crops and cutouts in proportion.
+
+    Args:
+      name: of the dataset.
+      image_shape: (height, width, channels).
+    """
+    side = min(image_shape[:2])
+    return AUGMENTATIONS.get(name, Augmentation(side // 8, False, side // 2))
+
+
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean and standard deviation of each channel, for `normalize`.
 

@@ -1,7 +1,9 @@
 """Training one network as it is built, and testing it."""
 
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,21 @@ import optax
 from jax import lax
 from jax.tree_util import Partial
 
-from jaxnas.base import Array, InputError
+from jaxnas.base import (
+    FAILED,
+    OK,
+    OUT_OF_MEMORY,
+    Array,
+    Evaluator,
+    Feedback,
+    InputError,
+    Proposal,
+    PyTree,
+    SearchSpace,
+)
 from jaxnas.data import batch_indices
-from jaxnas.metrics import confusion_matrix
-from jaxnas.tasks import Batch, Task
+from jaxnas.metrics import classification_metrics
+from jaxnas.tasks import Batch, Task, judge
 from jaxnas.training import TrainState, init_state, init_variables, make_update
 
 
@@ -59,37 +72,54 @@ def fit(
             f"but got {batch_size}: choose one in this range"
         )
 
-    def loss_fn(params, batch_stats, key, batch):
-        (step, key_drop), images = key, batch.images
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, changed = network.apply(
-            variables,
-            images,
-            drop_rate=drop_path * step / num_steps if drop_path else None,
-            train=True,
-            mutable=["batch_stats", "auxiliary"],
-            rngs={"drop_path": key_drop},
-        )
-        loss = task.loss(logits, batch)
-        for more in changed.get("auxiliary", {}).get("logits", ()):
-            loss += auxiliary * task.loss(more, batch)
-        return loss, (changed["batch_stats"], task.metrics(logits, batch))
-
-    update = make_update(loss_fn, tx)
-
-    def step(key: Array, data: Batch, state: TrainState, step: Array):
-        key_order, key_step = jax.random.split(key)
-        key_prepare, key_drop = jax.random.split(jax.random.fold_in(key_step, step))
-        index = batch_indices(key_order, step, num_examples, batch_size)
-        batch = Batch(prepare(key_prepare, data.images[index]), data.labels[index])
-        return update((step, key_drop), state, batch)
-
+    step = _Step(
+        network, task, prepare, tx, num_steps, batch_size, auxiliary, drop_path
+    )
     key_init, key_steps = jax.random.split(key)
     image = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), jnp.float32)
     variables = init_variables(network, key_init, image, train=True)
     state = init_state(variables, tx)
     data = jax.tree.map(jnp.asarray, data)
     return scan(Partial(step, key_steps, data), state, jnp.arange(num_steps))
+
+
+class _Step(NamedTuple):
+    """A step of training; equal for equal members, so that jit compiles it once."""
+
+    network: Any
+    task: Task
+    prepare: Callable[[Array, Array], Array]
+    tx: optax.GradientTransformation
+    num_steps: int
+    batch_size: int
+    auxiliary: float
+    drop_path: float
+
+    def __call__(self, key: Array, data: Batch, state: TrainState, step: Array):
+        key_order, key_step = jax.random.split(key)
+        key_prepare, key_drop = jax.random.split(jax.random.fold_in(key_step, step))
+        index = batch_indices(key_order, step, len(data.labels), self.batch_size)
+        images = self.prepare(key_prepare, data.images[index])
+        update = make_update(self.loss, self.tx)
+        return update((step, key_drop), state, Batch(images, data.labels[index]))
+
+    def loss(self, params, batch_stats, key, batch):
+        (step, key_drop), images = key, batch.images
+        variables = {"params": params, "batch_stats": batch_stats}
+        drop_rate = self.drop_path * step / self.num_steps if self.drop_path else None
+        logits, changed = self.network.apply(
+            variables,
+            images,
+            drop_rate=drop_rate,
+            train=True,
+            mutable=["batch_stats", "auxiliary"],
+            rngs={"drop_path": key_drop},
+        )
+        loss = self.task.loss(logits, batch)
+        for more in changed.get("auxiliary", {}).get("logits", ()):
+            loss += self.auxiliary * self.task.loss(more, batch)
+        stats = changed.get("batch_stats", {})  # a chain may have none
+        return loss, (stats, self.task.metrics(logits, batch))
 
 
 def confusion_of(
@@ -114,22 +144,170 @@ def confusion_of(
       int32[C, C], how many examples of one class were taken for another, see
       `jaxnas.metrics.classification_metrics`.
     """
-    padding = -len(data.labels) % batch_size
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    confusion, _ = judge(network, prepare, num_classes, batch_size, variables, data)
+    return np.asarray(confusion)
 
-    def batches(x: Array, fill: int) -> Array:
-        widths = [(0, padding), *[(0, 0)] * (x.ndim - 1)]
-        padded = np.pad(x, widths, constant_values=fill)
-        return jnp.asarray(padded.reshape(-1, batch_size, *x.shape[1:]))
 
-    @jax.jit
-    def count(state: TrainState, data: Batch) -> Array:
-        def one(total: Array, batch: Batch) -> tuple[Array, None]:
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            guess = network.apply(variables, prepare(batch.images)).argmax(-1)
-            return total + confusion_matrix(batch.labels, guess, num_classes), None
+SMALLER_IS_BETTER = ("cross_entropy", "parameters", "flops", "memory", "latency")
 
-        total = jnp.zeros((num_classes, num_classes), jnp.int32)
-        return lax.scan(one, total, data)[0]
 
-    padded = Batch(batches(data.images, 0), batches(data.labels, -1))  # -1: uncounted
-    return np.asarray(count(state, padded))
+def standalone(
+    space: SearchSpace,
+    task: Task,
+    data: dict[str, Batch],
+    prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]],
+    *,
+    num_classes: int,
+    tx: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int = 64,
+    fitness: str = "accuracy",
+    objectives: Sequence[str] = (),
+    measure: bool = False,
+    **size: Any,
+) -> Evaluator:
+    """Makes the evaluator that trains each architecture as the network that it is.
+
+    A program cannot choose which network it is, so searching with it takes
+    `chunked_scan(..., compiled=False)` and a strategy whose functions are jitted.
+    Networks of one shape are compiled once. One that cannot be compiled, or has no
+    room in memory, gets -inf and the status FAILED or OUT_OF_MEMORY.
+
+    Args, metrics and cost are those of `evaluators.population.population`, and:
+      measure: whether to add the metrics `memory`, the bytes that the compiled
+        program takes which classifies a batch, and `latency`, its median seconds.
+    """
+    names = [*RESULTS, *("parameters", "flops")]
+    names += [f"test_{name}" for name in RESULTS] if "test" in data else []
+    names += ["memory", "latency"] if measure else []
+    trainer = _Trainer(
+        *(space, task, prepare, num_classes, tx, epochs, batch_size, measure, size)
+    )
+    for name in (fitness, *objectives):
+        if name not in names:
+            raise InputError(
+                f"expected a metric of {', '.join(names)}, but got {name}: choose one"
+            )
+
+    def train_all(key: Any, arch: Any, budget: Any) -> tuple[np.ndarray, np.ndarray]:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+        answers = [
+            trainer(jax.random.fold_in(key, i), data, np.asarray(one), int(asked))
+            for i, (one, asked) in enumerate(zip(arch, budget, strict=True))
+        ]
+        rows = [[found.get(name, np.nan) for name in names] for found, _ in answers]
+        return np.array(rows, np.float32), np.array([s for _, s in answers], np.int32)
+
+    def evaluate(key: Array, data: Any, state: tuple[()], proposal: Proposal):
+        del data
+        budget = jnp.minimum(proposal.budget, epochs)
+        asked = jax.random.key_data(key), proposal.arch, budget
+        if isinstance(proposal.arch, jax.core.Tracer):  # only the shapes are wanted
+            rows = jax.ShapeDtypeStruct((len(budget), len(names)), jnp.float32)
+            each = jax.ShapeDtypeStruct((len(budget),), jnp.int32)
+            table, status = jax.pure_callback(train_all, (rows, each), *asked)
+        else:
+            table, status = map(jnp.asarray, train_all(*asked))
+        metrics = dict(zip(names, table.T, strict=True))
+        signed = {k: -v if k in SMALLER_IS_BETTER else v for k, v in metrics.items()}
+        chosen = [signed[name] for name in objectives]
+        failed = status != OK
+        return state, Feedback(
+            fitness=jnp.where(failed, -jnp.inf, signed[fitness]),
+            cost=budget.astype(jnp.float32),
+            status=status,
+            metrics=metrics,
+            objectives=jnp.stack(chosen, 1) if chosen else None,
+        )
+
+    return Evaluator((), lambda key: (), evaluate)
+
+
+RESULTS = ("accuracy", "precision", "recall", "f1", "cross_entropy")
+
+
+class _Trainer(NamedTuple):
+    """Trains one network for as many epochs and says what it is worth."""
+
+    space: SearchSpace
+    task: Task
+    prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]
+    num_classes: int
+    tx: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+    measure: bool
+    size: dict[str, Any]
+
+    def __call__(
+        self, key: Array, data: dict[str, Batch], arch: np.ndarray, epochs: int
+    ) -> tuple[dict[str, float], int]:
+        if not epochs:
+            return {}, OK
+        try:
+            return self.train(key, data, arch, epochs), OK
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            said = str(error)
+            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said
+            return {}, OUT_OF_MEMORY if full else FAILED
+
+    def train(self, key, data, arch, epochs) -> dict[str, float]:
+        network = self.space.network(arch, num_classes=self.num_classes, **self.size)
+        state, _ = fit(
+            key,
+            network,
+            self.task,
+            data["train"],
+            self.prepare[0],
+            _scan,
+            tx=self.tx,
+            num_steps=epochs * (len(data["train"].labels) // self.batch_size),
+            batch_size=self.batch_size,
+        )
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        how = network, self.prepare[1], self.num_classes, self.batch_size
+        found: dict[str, float] = {}
+        for name in ("valid", "test"):
+            if name in data:
+                confusion, loss = judge(*how, variables, data[name])
+                metrics = classification_metrics(np.asarray(confusion))
+                prefix = "test_" if name == "test" else ""
+                found |= {f"{prefix}{k}": float(v) for k, v in metrics.items()}
+                found[f"{prefix}cross_entropy"] = float(loss)
+                if not np.isfinite(loss):
+                    found |= dict.fromkeys(found, np.nan)
+        found["parameters"] = sum(x.size for x in jax.tree.leaves(state.params))
+        if self.space.sizes:
+            shape = data["train"].images.shape[1:]
+            sizes = self.space.sizes(
+                jnp.asarray(arch), shape, num_classes=self.num_classes, **self.size
+            )
+            found["flops"] = float(sizes[1])
+        if self.measure:
+            images = self.prepare[1](
+                jnp.asarray(data["valid"].images[: self.batch_size])
+            )
+            found |= _measure(network, variables, images)
+        return found
+
+
+@partial(jax.jit, donate_argnums=1)
+def _scan(f: Callable, state: TrainState, steps: Array):
+    return lax.scan(f, state, steps)
+
+
+def _measure(network: Any, variables: PyTree, images: Array) -> dict[str, float]:
+    """Bytes and median seconds of classifying a batch."""
+    program = jax.jit(network.apply).lower(variables, images).compile()
+    memory: Any = program.memory_analysis()
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    times = []
+    for _ in range(11):
+        began = time.perf_counter()
+        jax.block_until_ready(program(variables, images))
+        times.append(time.perf_counter() - began)
+    return {
+        "memory": used + memory.output_size_in_bytes,
+        "latency": float(np.median(times)),
+    }

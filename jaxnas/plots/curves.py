@@ -83,6 +83,7 @@ def plot_curves(
     *,
     xlabel: str,
     title: str,
+    smooth: bool = True,
 ) -> Figure:
     """Plots losses, accuracies and the like, one panel a quantity, side by side.
 
@@ -93,6 +94,7 @@ def plot_curves(
       panels: label of the y axis -> name of a series -> (x float[N], y float[N]).
       xlabel: label of every x axis.
       title: what stands above all panels.
+      smooth: whether to draw moving means.
 
     Raises:
       InputError: for no panel or an empty one, or where x and y of a series are not
@@ -112,7 +114,7 @@ def plot_curves(
         panel.set_ylabel(ylabel, **LABEL)
         numbers = itertools.chain(SERIES, itertools.count(len(SERIES)))
         for number, (name, points) in zip(numbers, series.items(), strict=False):
-            _plot_series(panel, name, *points, number)
+            _plot_series(panel, name, *points, number, smooth)
         # Above the panel, where no curve can be.
         panel.legend(
             loc="lower left",
@@ -128,7 +130,7 @@ def plot_curves(
 
 
 def _plot_series(
-    axes: Axes, name: str, x: ArrayLike, y: ArrayLike, number: int
+    axes: Axes, name: str, x: ArrayLike, y: ArrayLike, number: int, smooth: bool
 ) -> None:
     x, y = np.asarray(x, float), np.asarray(y, float)
     if x.ndim != 1 or x.shape != y.shape:
@@ -136,7 +138,7 @@ def _plot_series(
             f"expected x and y of one length for {name!r}, got shapes {x.shape} and "
             f"{y.shape}; pass one y for each x"
         )
-    if len(y) >= 50:
+    if smooth and len(y) >= 50:
         _plot(axes, x, y, number, linewidth=0.8, alpha=0.25, zorder=1.5)
         y = _moving_mean(y, 2 * (len(y) // 50) + 1)
     _plot(axes, x, y, number, label=name)

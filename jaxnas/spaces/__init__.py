@@ -4,12 +4,16 @@ from collections.abc import Callable
 
 from jaxnas.base import InputError, SearchSpace, Table
 from jaxnas.spaces.categorical import categorical
+from jaxnas.spaces.chain import chain
 from jaxnas.spaces.darts import darts
+from jaxnas.spaces.multi_branch import multi_branch
 from jaxnas.spaces.nasbench101 import nasbench101
 from jaxnas.spaces.nasbench201 import nasbench201
 
 SPACES: dict[str, Callable[[], SearchSpace]] = {
+    "chain": chain,
     "darts": darts,
+    "multi_branch": multi_branch,
     "nasbench101": nasbench101,
     "nasbench201": nasbench201,
 }

@@ -18,6 +18,7 @@ from jaxnas.encoding import mixed_radix
 from jaxnas.nn.cell import Edge
 from jaxnas.nn.skeleton import DartsNetwork, reductions, restrict_cells
 from jaxnas.spaces.genotype import OPS, SOURCES, TARGETS, from_string, to_string
+from jaxnas.spaces.sizes import conv, dense, scales, total
 
 NODES, STATES = 4, 5  # of a cell; states that an edge can leave
 CELL = len(SOURCES)
@@ -46,6 +47,7 @@ def darts() -> SearchSpace:
         restrict=restrict,
         to_string=to_string,
         from_string=from_string,
+        sizes=sizes,
     )
 
 
@@ -210,3 +212,51 @@ def restrict(params: PyTree, arch: Array) -> PyTree:
         return full[is_reduction], chosen[is_reduction]
 
     return restrict_cells(params, edges)
+
+
+def sizes(
+    arch: Array, image_shape: tuple[int, int, int], **size
+) -> tuple[Array, Array]:
+    """Parameters and operations of `network(arch, **size)`; see `jaxnas.spaces.sizes`.
+
+    Args:
+      arch: int32[28], traced or not.
+      image_shape: (H, W, colours), concrete.
+      **size: as for `network`; the auxiliary classifier is left out.
+
+    Returns:
+      int32[], the parameters, exact below 2**31; float32[], two operations for each
+      multiply-add of convolutions and of the classifier for one image, to seven digits.
+
+    Raises:
+      InputError: image_shape is no such shape.
+    """
+    net = DartsNetwork((), (), OPS, **size)
+    pixels, colours = scales(image_shape, 3)
+    channels, before, last, halved = net.channels, *[3 * net.channels] * 2, 0
+    fixed = conv(colours, last, 3, pixels[0])
+    table = np.zeros((2, CELL, len(OPS), 2))
+    for i in range(net.cells):
+        reduce = i in reductions(net.cells)
+        channels *= 1 + reduce
+        # Both inputs have their own convolution, and norm.
+        fixed += conv(before + last, channels, 1, pixels[halved], norm=False)
+        fixed[0] += 2 * 2 * channels * net.affine
+        halved += reduce
+        table[int(reduce)] += _edge_sizes(channels, pixels[halved], reduce, net.affine)
+        before, last = last, NODES * channels
+    fixed += dense(last, net.num_classes)
+    return total(fixed, table.reshape(2 * CELL, len(OPS), 2), arch)
+
+
+def _edge_sizes(channels, pixels, reduce, affine):
+    """What each operation has on each edge of a cell: float64[14, 8, 2]."""
+    table = np.zeros((CELL, len(OPS), 2))
+    pointwise = conv(channels, channels, 1, pixels, affine)
+    for kernel in (3, 5):
+        layer = conv(1, channels, kernel, pixels, norm=False) + pointwise
+        table[:, OPS.index(f"dil_conv_{kernel}x{kernel}")] = layer
+        table[:, OPS.index(f"sep_conv_{kernel}x{kernel}")] = 2 * layer
+    if reduce:
+        table[np.array(SOURCES) < 2, OPS.index("skip_connect")] = pointwise
+    return table

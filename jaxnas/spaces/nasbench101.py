@@ -23,6 +23,7 @@ import numpy as np
 from jaxnas.base import Array, InputError, PyTree, SearchSpace
 from jaxnas.encoding import strongest
 from jaxnas.nn.nasbench101 import OPS, NasBench101Network
+from jaxnas.spaces.sizes import of_modules
 
 VERTICES, MOST_EDGES = 7, 9
 OUTPUT = VERTICES - 1
@@ -57,6 +58,7 @@ def nasbench101() -> SearchSpace:
         restrict=restrict,
         to_string=to_string,
         from_string=from_string,
+        sizes=sizes,
     )
 
 
@@ -231,6 +233,30 @@ def network(arch: Array | None = None, **size) -> NasBench101Network:
         tuple(OPS[op] for op in ops),
         **size,
     )
+
+
+def sizes(
+    arch: Array, image_shape: tuple[int, int, int], **size
+) -> tuple[Array, Array]:
+    """Parameters and operations of `network(arch, **size)`; see `jaxnas.spaces.sizes`.
+
+    Args:
+      arch: int32[26], valid, traced or not.
+      image_shape: (H, W, colours), concrete.
+      **size: as for `network`.
+
+    Returns:
+      int32[], the parameters, exact below 2**31; float32[], two operations for each
+      multiply-add of convolutions and of the classifier for one image, to seven digits.
+
+    Raises:
+      InputError: image_shape is no such shape.
+    """
+    kept, _ = _prune(list(arch[:EDGES] > 0))
+    pairs = zip(SOURCES.tolist(), TARGETS.tolist(), strict=True)
+    edges = dict(zip(pairs, kept, strict=True))
+    net = NasBench101Network((), (), **size)
+    return of_modules(edges, arch[EDGES:], net, image_shape)
 
 
 def restrict(params: PyTree, arch: Array) -> PyTree:

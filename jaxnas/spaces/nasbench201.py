@@ -18,6 +18,7 @@ from jaxnas.draws import below
 from jaxnas.encoding import mixed_radix, strongest
 from jaxnas.nn.cell import Edge
 from jaxnas.nn.skeleton import NasBench201Network, restrict_cells
+from jaxnas.spaces.sizes import conv, dense, scales, total
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 """The choices of an edge, in the order of the paper's code."""
@@ -49,6 +50,7 @@ def nasbench201() -> SearchSpace:
         restrict=restrict,
         to_string=to_string,
         from_string=from_string,
+        sizes=sizes,
     )
 
 
@@ -150,6 +152,41 @@ def restrict(params: PyTree, arch: Array) -> PyTree:
     supernet's norms are not affine, `network(arch, affine=False)`.
     """
     return restrict_cells(params, lambda i, cells: (_edges(), _edges(arch)))
+
+
+def sizes(
+    arch: Array, image_shape: tuple[int, int, int], **size
+) -> tuple[Array, Array]:
+    """Parameters and operations of `network(arch, **size)`; see `jaxnas.spaces.sizes`.
+
+    Args:
+      arch: int32[6], traced or not.
+      image_shape: (H, W, colours), concrete.
+      **size: as for `network`.
+
+    Returns:
+      int32[], the parameters, exact below 2**31; float32[], two operations for each
+      multiply-add of convolutions and of the classifier for one image, to seven digits.
+
+    Raises:
+      InputError: image_shape is no such shape.
+    """
+    net = NasBench201Network((), OPS, **size)
+    channels, (pixels, colours) = net.channels, scales(image_shape, 3)
+    fixed = conv(colours, channels, 3, pixels[0])
+    table = np.zeros((EDGES, len(OPS), 2))
+    for stage, here in enumerate(pixels):
+        if stage:  # a residual block
+            fixed += conv(channels, 2 * channels, 1, here, norm=False)
+            fixed += conv(channels, 2 * channels, 3, here)
+            channels *= 2
+            fixed += conv(channels, channels, 3, here)
+        for op, kernel in (("nor_conv_1x1", 1), ("nor_conv_3x3", 3)):
+            layer = conv(channels, channels, kernel, here, net.affine)
+            table[:, OPS.index(op)] += net.cells * layer
+    fixed += dense(channels, net.num_classes)
+    fixed[0] += 2 * channels  # the last norm
+    return total(fixed, table, arch)
 
 
 def to_string(arch: Array) -> str:

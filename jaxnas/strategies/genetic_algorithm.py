@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxnas.base import FULL, Array, Feedback, Proposal, SearchSpace, Strategy
 from jaxnas.draws import below
 from jaxnas.search import incumbent
+from jaxnas.strategies.batches import batched
 from jaxnas.strategies.checks import expect, expect_capacity, propose
 
 
@@ -33,9 +34,10 @@ def genetic_algorithm(
     mutation_rate: float | Array = 0.8,
     elite_size: int = 2,
     capacity: int | None = None,
+    batch_size: int = 1,
     budget: int = FULL,
 ) -> Strategy:
-    """Makes a strategy of one proposal a step.
+    """Makes a strategy.
 
     Population and mutation rate are those of Xie and Yuille; they cross less (0.2) and
     draw parents in proportion to fitness, without an elite.
@@ -49,6 +51,8 @@ def genetic_algorithm(
       mutation_rate: probability that a child is mutated by one edit.
       elite_size: how many of the best live on as they are, without a query.
       capacity: the most individuals; population_size by default.
+      batch_size: B, individuals a step; best a divisor of those that are new in a
+        generation, population_size - elite_size.
       budget: of each evaluation, in epochs; a whole one by default.
 
     Raises:
@@ -104,7 +108,8 @@ def genetic_algorithm(
         )
         return grown
 
-    return Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    one = Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    return batched(one, batch_size)
 
 
 def _turn(state, elite_size, population_size):

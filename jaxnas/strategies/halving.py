@@ -14,13 +14,14 @@ import numpy as np
 
 from jaxnas.base import Array, Feedback, InputError, Proposal, SearchSpace, Strategy
 from jaxnas.search import incumbent
+from jaxnas.strategies.batches import batched
 
 
 class Schedule(NamedTuple):
     """One round of brackets, L steps; it is repeated for as long as a search lasts."""
 
     budget: Array  # int32[L]
-    place: Array  # int32[L], in the rung
+    place: Array  # int32[L], in the rung; its size: padding
     previous: Array  # int32[L], size of the rung below; 0: a random architecture
     is_last: Array  # bool[L], whether the rung ends here
 
@@ -48,25 +49,34 @@ def check_budgets(budgets: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def make_schedule(brackets: Sequence[Sequence[tuple[int, int]]]) -> Schedule:
-    """Makes a schedule of brackets: of rungs (budget, how many), the lowest first."""
+def make_schedule(
+    brackets: Sequence[Sequence[tuple[int, int]]], batch_size: int = 1
+) -> Schedule:
+    """Makes a schedule of brackets: of rungs (budget, how many), the lowest first.
+
+    Rungs are filled up with padding (budget 0) to multiples of the batch size: what
+    is asked for together is then of one rung.
+    """
     rows = []
     for bracket in brackets:
         below = 0
         for budget, size in bracket:
-            rows += [(budget, i, below, i == size - 1) for i in range(size)]
+            padding = -size % batch_size
+            rung = [(budget, i, below) for i in range(size)]
+            rung += [(0, size, below)] * padding
+            rows += [(*row, i == len(rung) - 1) for i, row in enumerate(rung)]
             below = size
     *numbers, is_last = (np.array(column) for column in zip(*rows, strict=True))
     return Schedule(*(x.astype(np.int32) for x in numbers), is_last)  # type: ignore
 
 
-def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
-    """Makes the strategy that follows a schedule, one proposal a step.
+def follow(space: SearchSpace, schedule: Schedule, batch_size: int = 1) -> Strategy:
+    """Makes the strategy that follows a schedule, batch_size proposals a step.
 
     An architecture's slot is its place in the first rung, and stays that when it is
     promoted, so an evaluator that trains can go on.
     """
-    capacity = int(schedule.place.max()) + 1
+    capacity = int(schedule.place[schedule.budget > 0].max()) + 1
 
     def row(step: Array) -> Schedule:
         at = step % len(schedule.budget)
@@ -105,10 +115,11 @@ def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
     ) -> HalvingState:
         del key
         now = row(step)
+        place = jnp.where(now.budget > 0, now.place, capacity)  # capacity: nowhere
         told = HalvingState(
-            state.arch.at[1, now.place].set(proposal.arch[0]),
-            state.fitness.at[1, now.place].set(feedback.fitness[0]),
-            state.slot.at[1, now.place].set(proposal.slot[0]),
+            state.arch.at[1, place].set(proposal.arch[0], mode="drop"),
+            state.fitness.at[1, place].set(feedback.fitness[0], mode="drop"),
+            state.slot.at[1, place].set(proposal.slot[0], mode="drop"),
         )
         cleared = told.fitness.at[0].set(told.fitness[1]).at[1].set(-jnp.inf)
         risen = HalvingState(
@@ -118,4 +129,5 @@ def follow(space: SearchSpace, schedule: Schedule) -> Strategy:
         )
         return jax.tree.map(lambda a, b: jnp.where(now.is_last, a, b), risen, told)
 
-    return Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    one = Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    return batched(one, batch_size)

@@ -37,9 +37,10 @@ def q_learning(
     discount: float | Array = 1.0,
     replay_size: int = 128,
     capacity: int = 1000,
+    batch_size: int = 1,
     budget: int = FULL,
 ) -> Strategy:
-    """Makes a strategy of one proposal and one replay a step.
+    """Makes a strategy of one replay a step.
 
     The state of a decision is the choice before it; the reward comes after the last.
     Rewards are fitness in standard deviations from the mean of what is remembered, so
@@ -55,6 +56,7 @@ def q_learning(
       discount: of the value of the next state.
       replay_size: R, architectures replayed a step, drawn with replacement.
       capacity: C, the most that are remembered; the oldest are forgotten.
+      batch_size: B, architectures a step, C at most.
       budget: of each evaluation, in epochs; a whole one by default.
 
     Raises:
@@ -62,6 +64,7 @@ def q_learning(
     """
     expect(1, num_queries=num_queries, replay_size=replay_size)
     expect(1, capacity=capacity, budget=budget)
+    expect(1, capacity, batch_size=batch_size)
     expect(0, 1, learning_rate=learning_rate, discount=discount)
     num_decisions, most = len(space.num_choices), max(space.num_choices)
     is_choice = np.arange(most)[None] < np.array(space.num_choices)[:, None]
@@ -76,12 +79,15 @@ def q_learning(
         )
 
     def draw(key: Array, step: Array, values: Array) -> Array:
-        noise = jax.random.uniform(key, (num_decisions, most + 1))
-        return walk(epsilon_at(step, num_queries), values, noise, is_choice)
+        """int32[B, D], with the epsilon of the queries that were asked before."""
+        noise = jax.random.uniform(key, (batch_size, num_decisions, most + 1))
+        epsilon = epsilon_at(step * batch_size, num_queries)
+        return jax.vmap(walk, (None, None, 0, None))(epsilon, values, noise, is_choice)
 
     def ask(key: Array, step: Array, state: QLearningState) -> Proposal:
-        arch = draw(jax.random.split(key)[0], step, state.values)
-        return propose(space.discretize(one_hot(arch, space.num_choices)), budget)
+        archs = draw(jax.random.split(key)[0], step, state.values)
+        encoded = jax.vmap(one_hot, (0, None))(archs, space.num_choices)
+        return propose(jax.vmap(space.discretize)(encoded), budget)
 
     def tell(
         key: Array,
@@ -92,20 +98,20 @@ def q_learning(
     ) -> QLearningState:
         del proposal
         key_draw, key_replay = jax.random.split(key)
-        fitness = feedback.fitness[0]
-        ok = fitness > -jnp.inf
-        place = jnp.where(ok, state.stored % capacity, capacity)  # capacity: nowhere
+        ok = feedback.fitness > -jnp.inf
+        place = (state.stored + jnp.cumsum(ok) - 1) % capacity
+        place = jnp.where(ok, place, capacity)  # capacity: nowhere
         arch = draw(key_draw, step, state.values)
         archs = state.arch.at[place].set(arch, mode="drop")
-        all_fitness = state.fitness.at[place].set(fitness, mode="drop")
-        stored = state.stored + ok
+        all_fitness = state.fitness.at[place].set(feedback.fitness, mode="drop")
+        stored = state.stored + ok.sum()
         size = jnp.minimum(stored, capacity)
         drawn = jax.random.randint(key_replay, (replay_size,), 0, jnp.maximum(size, 1))
         reward = rewards(all_fitness, size)[drawn]
         values = replay(
             state.values, archs[drawn], reward, is_choice, learning_rate, discount
         )
-        values = jnp.where(ok, values, state.values)
+        values = jnp.where(ok.any(), values, state.values)
         return QLearningState(values, archs, all_fitness, stored)
 
     return Strategy(init, ask, tell, lambda state, log: incumbent(log))

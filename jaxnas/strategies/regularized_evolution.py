@@ -13,6 +13,7 @@ from jax import lax
 from jaxnas.base import FULL, Array, Feedback, Proposal, SearchSpace, Strategy
 from jaxnas.draws import below
 from jaxnas.search import incumbent
+from jaxnas.strategies.batches import batched
 from jaxnas.strategies.checks import expect, expect_capacity, propose
 
 
@@ -29,9 +30,10 @@ def regularized_evolution(
     population_size: int | Array = 100,
     tournament_size: int = 25,
     capacity: int | None = None,
+    batch_size: int = 1,
     budget: int = FULL,
 ) -> Strategy:
-    """Makes a strategy of one proposal a step; the defaults are the paper's.
+    """Makes a strategy with the paper's defaults.
 
     Args:
       space: what is searched.
@@ -40,6 +42,7 @@ def regularized_evolution(
       tournament_size: how many are drawn, with replacement, of whom the best is the
         parent.
       capacity: the most that live at a time; population_size by default.
+      batch_size: B, children a step, all of the population before it.
       budget: of each evaluation, in epochs; a whole one by default.
 
     Raises:
@@ -81,4 +84,5 @@ def regularized_evolution(
             EvolutionState(*told),
         )
 
-    return Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    one = Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    return batched(one, batch_size)

@@ -1,0 +1,93 @@
+"""What experiments that search and then train a network have in common."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxnas import cli, data, metrics, plots, runs
+from jaxnas.base import Array
+from jaxnas.evaluators.standalone import confusion_of, fit
+from jaxnas.tasks import Batch, classification
+
+
+def prepare(dataset: data.Dataset, **changes: Any) -> tuple[Callable, Callable]:
+    """How images are made float32: `(key, images)` for training, `images` for tests."""
+    mean, std = data.channel_statistics(dataset.train_images)
+    shape = dataset.train_images.shape[1:]
+    how = data.augmentation_of(dataset.name, shape)._replace(**changes)._asdict()
+    normalize = partial(data.normalize, mean=mean, std=std)
+    return lambda key, x: data.augment(key, normalize(x), **how), normalize
+
+
+def train_network(
+    run: runs.Run,
+    dataset: data.Dataset,
+    network: Any,
+    key: Array,
+    *,
+    tx: optax.GradientTransformation,
+    num_steps: int,
+    batch_size: int,
+    chunk: int,
+    cutout: bool,
+    auxiliary: float = 0.0,
+    drop_path: float = 0.0,
+) -> dict[str, Any]:
+    """Trains a network from scratch in the phase "retraining" and tests it.
+
+    Returns:
+      `test_accuracy` and the like in percent, by class too, and `parameters`.
+    """
+    augmented, normalized = prepare(dataset, **{} if cutout else {"cutout": 0})
+
+    def summarise(log: dict[str, Any]) -> dict[str, Any]:
+        return {f"train_{name}": log[name].mean() for name in ("loss", "accuracy")}
+
+    with cli.phase(run, "retraining", num_steps, chunk, summarise) as scan:
+        state, _ = fit(
+            key,
+            network,
+            classification(),
+            Batch(dataset.train_images, dataset.train_labels),
+            augmented,
+            scan,
+            tx=tx,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            auxiliary=auxiliary,
+            drop_path=drop_path,
+        )
+    test = Batch(dataset.test_images, dataset.test_labels)
+    num_classes = len(dataset.class_names)
+    confusion = confusion_of(network, state, test, normalized, num_classes)
+    percent = metrics.classification_metrics(confusion)
+    trained = {k: v for k, v in state.params.items() if k != "auxiliary"}
+    return {
+        **{f"test_{name}": 100 * value for name, value in percent.items()},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained)),
+    }
+
+
+def draw_curves(run: runs.Run, phase: str, labels: dict[str, str]) -> None:
+    """Draws losses and accuracies of a phase, by the names of their columns.
+
+    Args:
+      run: the work folder; the picture is curves_<phase>.png.
+      phase: in the log.
+      labels: of the columns that end with _loss or _accuracy.
+    """
+    log = run.log.read(phase)
+    if not log["step"]:
+        return
+    panels: dict[str, dict] = {"cross entropy (nats)": {}, "accuracy (%)": {}}
+    for name, label in labels.items():
+        if np.isfinite(log[name]).any():
+            is_loss = name.endswith("_loss")
+            panel = panels["cross entropy (nats)" if is_loss else "accuracy (%)"]
+            panel[label] = log["step"], np.array(log[name]) * (1 if is_loss else 100)
+    figure = plots.plot_curves(panels, xlabel="step", title=phase.capitalize())
+    plots.save(figure, run.path(f"curves_{phase}.png"))

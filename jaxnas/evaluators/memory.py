@@ -1,0 +1,53 @@
+"""How many networks a device can train side by side, by what XLA says it takes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxnas.base import FULL, Evaluator, InputError, Proposal
+from jaxnas.parallel import device_memory
+
+
+def largest_group(
+    make: Callable[[int], Evaluator],
+    num_decisions: int,
+    batch_size: int,
+    memory: float | None = None,
+) -> int:
+    """Halves the networks that are trained side by side until the program fits.
+
+    Each try compiles the program, whose own analysis counts arguments, results and
+    temporaries; nothing is run.
+
+    Args:
+      make: makes an evaluator with so many side by side, as `population(group=...)`.
+      num_decisions: D of an architecture.
+      batch_size: architectures of a proposal.
+      memory: bytes of a device; what it has by default.
+
+    Raises:
+      InputError: one network alone does not fit.
+    """
+    memory = device_memory() if memory is None else memory
+    arch = jnp.zeros((batch_size, num_decisions), jnp.int32)
+    every = jnp.ones(batch_size, jnp.int32)
+    proposal = Proposal(arch, FULL * every, -every)
+    group = batch_size
+    while (taken := _taken(make(group), proposal)) > memory:
+        if group == 1:
+            raise InputError(
+                f"expected one network to fit into {memory / 1e9:.3g} GB, but its "
+                f"training takes {taken / 1e9:.3g}: make images, batches or networks "
+                "smaller"
+            )
+        group = -(-group // 2)
+    return group
+
+
+def _taken(evaluator: Evaluator, proposal: Proposal) -> int:
+    key = jax.random.key(0)
+    args = key, evaluator.data, jax.eval_shape(evaluator.init, key), proposal
+    found = jax.jit(evaluator.evaluate).lower(*args).compile().memory_analysis()
+    parts = "argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes"
+    return sum(getattr(found, part) for part in parts)

@@ -1,0 +1,293 @@
+"""Training many architectures of a space in one compiled program, for real.
+
+The program takes architectures as numbers, so that new ones need no compiling. The
+networks come from the space's supernet at one-hot weights: that of `chain` computes
+what an architecture has and nothing else, those of cells all of their operations.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from jaxnas.base import (
+    FULL,
+    OK,
+    Array,
+    Evaluator,
+    Feedback,
+    InputError,
+    Proposal,
+    SearchSpace,
+)
+from jaxnas.data import batch_indices
+from jaxnas.encoding import one_hot
+from jaxnas.metrics import classification_metrics
+from jaxnas.parallel import population_mesh, spread
+from jaxnas.tasks import Batch, Task, judge
+from jaxnas.training import TrainState, init_state, init_variables, make_update
+
+SMALLER_IS_BETTER = ("cross_entropy", "parameters", "flops")
+
+
+class Kept(NamedTuple):
+    """The networks in S slots; epochs of 0: nobody."""
+
+    train: TrainState  # [S, ...]
+    arch: Array  # int32[S, D]
+    epochs: Array  # int32[S]
+    key: Array  # key[S], what the network's training follows from
+
+
+def population(
+    space: SearchSpace,
+    task: Task,
+    data: dict[str, Batch],
+    prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]],
+    *,
+    num_classes: int,
+    tx: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int = 64,
+    fitness: str = "accuracy",
+    objectives: Sequence[str] = (),
+    num_slots: int = 0,
+    group: int | None = None,
+    mesh: Mesh | None = None,
+    **size: Any,
+) -> Evaluator:
+    """Makes the evaluator that trains all architectures of a proposal from scratch.
+
+    A network trains for the budget of its proposal, `epochs` at most, which a budget
+    of `FULL` stands for. One in a slot goes on from what the slot holds, as `Proposal`
+    says; its batches are those of a network that never stopped.
+
+    Metrics: `accuracy`, `precision`, `recall`, `f1` (macro averages, fractions) and
+    `cross_entropy` (nats) on "valid", the same with `test_` before them where there
+    is a "test"; `parameters` and `flops` where the space knows them. Cost is in
+    epochs.
+
+    Args:
+      space: one whose `network()` is a supernet.
+      task: what the networks are trained for.
+      data: "train", "valid" and maybe "test", images uint8[N, H, W, colours].
+      prepare: `(key, uint8[B, ...]) -> float32` for training and
+        `uint8[B, ...] -> float32` for the rest.
+      num_classes: C.
+      tx: the optimizer.
+      epochs: of a whole training.
+      batch_size: examples a step.
+      fitness: a metric; of `SMALLER_IS_BETTER` its negative is taken.
+      objectives: metrics that become `Feedback.objectives`, likewise.
+      num_slots: S.
+      group: networks that a device trains side by side: on a CPU one, where a network
+        by itself is fastest, elsewhere all. A smaller group takes less memory, see
+        `jaxnas.evaluators.memory`.
+      mesh: devices; all by default.
+      **size: of `space.network`.
+
+    Raises:
+      InputError: there is no such metric, or no examples; a number is out of range.
+    """
+    expect_batch(data, batch_size, epochs)
+    is_cpu = jax.default_backend() == "cpu"
+    trainer = Trainer(space, task, prepare, num_classes, tx, epochs, batch_size, size)
+    mesh = population_mesh() if mesh is None else mesh
+    data = jax.tree.map(jnp.asarray, data)
+    names = [*jax.eval_shape(trainer.look, data, None)]
+    names += ["parameters", "flops"] if space.sizes else []
+    for name in (fitness, *objectives):
+        if name not in names:
+            raise InputError(
+                f"expected a metric of {', '.join(names)}, but got {name}: choose one"
+            )
+
+    def train_all(same: Any, parts: Any) -> Any:
+        side_by_side = group or (1 if is_cpu else len(parts[0]))
+        one = partial(trainer.__call__, same, keep=num_slots > 0)
+        if side_by_side == 1:
+            return lax.map(one, parts)
+        return lax.map(one, parts, batch_size=side_by_side)
+
+    def init(key: Array) -> Any:
+        if not num_slots:
+            return ()
+        arch = jnp.zeros((num_slots, len(space.num_choices)), jnp.int32)
+        keys = jnp.broadcast_to(key, (num_slots,))
+        fresh = jax.vmap(trainer.fresh, (0, 0, None))(keys, arch, data)
+        return Kept(fresh, arch, jnp.zeros(num_slots, jnp.int32), keys)
+
+    def evaluate(key: Array, data: Any, state: Any, proposal: Proposal):
+        arch = proposal.arch
+        budget = jnp.minimum(proposal.budget, epochs)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(arch)))
+        start = jnp.zeros_like(budget)
+        before = None
+        if num_slots:
+            before, start, keys = _resume(state, proposal, budget, keys)
+        metrics, after = spread(train_all, mesh)(
+            data, (arch, keys, start, budget, before)
+        )
+        if num_slots:
+            state = _keep(state, proposal, Kept(after, arch, budget, keys))
+        asked = budget > 0
+        metrics = {k: jnp.where(asked, v, jnp.nan) for k, v in metrics.items()}
+        signed = {
+            name: -value if name in SMALLER_IS_BETTER else value
+            for name, value in metrics.items()
+        }
+        chosen = [signed[name] for name in objectives]
+        return state, Feedback(
+            fitness=signed[fitness],
+            cost=jnp.maximum(budget - start, 0).astype(jnp.float32),
+            status=jnp.full(len(arch), OK, jnp.int32),
+            metrics=metrics,
+            objectives=jnp.stack(chosen, 1) if chosen else None,
+        )
+
+    return Evaluator(data, init, evaluate)
+
+
+def expect_batch(data: dict[str, Batch], batch_size: int, epochs: int) -> None:
+    """Refuses sizes that no training can have."""
+    examples = len(data["train"].labels)
+    if not 0 < batch_size <= examples:
+        raise InputError(
+            f"expected a batch size from 1 to the {examples} training examples, but "
+            f"got {batch_size}: choose one in this range"
+        )
+    if not 0 < epochs < FULL or not len(data["valid"].labels):
+        raise InputError(
+            f"expected 1 epoch or more and examples to validate with, but got {epochs} "
+            f"and {len(data['valid'].labels)}: change it"
+        )
+
+
+class Trainer(NamedTuple):
+    """Trains one network, whose architecture is a number; traceable."""
+
+    space: SearchSpace
+    task: Task
+    prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]
+    num_classes: int
+    tx: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+    size: dict[str, Any]
+
+    @property
+    def network(self) -> Any:
+        """The supernet."""
+        return self.space.network(num_classes=self.num_classes, **self.size)
+
+    def __call__(self, data: dict[str, Batch], part: tuple, keep: bool):
+        """Trains from the end of one epoch to another; metrics, the state to keep."""
+        arch, key, start, end, before = part
+        weights = one_hot(arch, self.space.num_choices)
+        fresh = self.fresh(key, arch, data)
+        if before is None:
+            state = fresh
+        else:
+            state = jax.tree.map(partial(jnp.where, start > 0), before, fresh)
+        per_epoch = len(data["train"].labels) // self.batch_size
+        state = self.train(key, data["train"], weights, state, start, end, per_epoch)
+        metrics = self.look(data, (weights, state))
+        if self.space.sizes:
+            shape = data["train"].images.shape[1:]
+            sizes = self.space.sizes(
+                arch, shape, num_classes=self.num_classes, **self.size
+            )
+            metrics |= dict(zip(("parameters", "flops"), sizes, strict=True))
+        return metrics, state if keep else None
+
+    def fresh(self, key: Array, arch: Array, data: dict[str, Batch]) -> TrainState:
+        """A network that has not been trained yet."""
+        weights = one_hot(arch, self.space.num_choices)
+        shape = (1, *data["train"].images.shape[1:])
+        image = jax.ShapeDtypeStruct(shape, jnp.float32)
+        key_init = jax.random.fold_in(key, 0)
+        variables = init_variables(self.network, key_init, image, weights, train=True)
+        return init_state(variables, self.tx)
+
+    def train(self, key, data, weights, state, start, end, per_epoch) -> TrainState:
+        """Takes the steps from the end of one epoch to the end of another."""
+        key_order, key_step = jax.random.split(jax.random.fold_in(key, 1))
+        network = self.network
+
+        def loss_fn(params, batch_stats, key, batch):
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, changed = network.apply(
+                variables, batch.images, weights, train=True, mutable=["batch_stats"]
+            )
+            return self.task.loss(logits, batch), (changed["batch_stats"], {})
+
+        update = make_update(loss_fn, self.tx)
+
+        def step(loop):
+            step, state, _ = loop
+            key_now = jax.random.fold_in(key_step, step)
+            index = batch_indices(key_order, step, len(data.labels), self.batch_size)
+            images = self.prepare[0](key_now, data.images[index])
+            state, found = update(key_now, state, Batch(images, data.labels[index]))
+            return step + 1, state, found["loss"]
+
+        def goes_on(loop):  # what has diverged stays so
+            return (loop[0] < end * per_epoch) & jnp.isfinite(loop[2])
+
+        loop = start * per_epoch, state, jnp.float32(0)
+        return lax.while_loop(goes_on, step, loop)[1]
+
+    def look(self, data: dict[str, Batch], trained: Any) -> dict[str, Array]:
+        """The metrics on all examples but those of training; None: their names."""
+        found: dict[str, Array] = {}
+        for name in ("valid", "test"):
+            if name in data:
+                prefix = "test_" if name == "test" else ""
+                metrics = self._metrics(data[name], trained)
+                found |= {prefix + key: value for key, value in metrics.items()}
+        return found
+
+    def _metrics(self, data: Batch, trained: Any) -> dict[str, Array]:
+        confusion = jnp.zeros((self.num_classes, self.num_classes), jnp.int32)
+        mean = jnp.float32(0)
+        if trained is not None:
+            weights, state = trained
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            confusion, mean = judge(
+                self.network,
+                self.prepare[1],
+                self.num_classes,
+                self.batch_size,
+                variables,
+                data,
+                weights,
+            )
+        metrics = classification_metrics(confusion)
+        # A network whose logits are not finite has no class that it prefers.
+        metrics = {
+            k: jnp.where(jnp.isfinite(mean), v, jnp.nan) for k, v in metrics.items()
+        }
+        return metrics | {"cross_entropy": mean}
+
+
+def _resume(state: Kept, proposal: Proposal, budget: Array, keys: Array):
+    """What the proposals' slots hold, where that is theirs: states, epochs, keys."""
+    held = jax.tree.map(lambda x: x[proposal.slot], state)
+    is_slot = (proposal.slot >= 0) & (proposal.slot < len(state.epochs))
+    same = jnp.all(held.arch == proposal.arch, 1) & is_slot
+    goes_on = same & (held.epochs > 0) & (held.epochs < budget)
+    start = jnp.where(goes_on, held.epochs, 0)
+    return held.train, start, jnp.where(goes_on, held.key, keys)
+
+
+def _keep(state: Kept, proposal: Proposal, new: Kept) -> Kept:
+    """Puts trained networks into their slots."""
+    slots = len(state.epochs)
+    used = (proposal.slot >= 0) & (proposal.budget > 0)
+    place = jnp.where(used, proposal.slot, slots)  # out of range: dropped
+    return jax.tree.map(lambda old, x: old.at[place].set(x, mode="drop"), state, new)

@@ -1,0 +1,66 @@
+"""Devices: the one room that knows how many there are."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxnas.base import PyTree
+
+POPULATION = "population"
+
+
+def use_cpu_cores() -> None:
+    """Makes a device of every CPU core; to be called before JAX is used.
+
+    Small networks leave cores idle when each operation is spread over all of them;
+    as devices, the cores train networks of their own. Elsewhere it changes nothing.
+    """
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def population_mesh(devices: Any = None) -> Mesh:
+    """Makes a mesh of one axis, `POPULATION`, of all devices by default."""
+    return Mesh(np.array(jax.devices() if devices is None else devices), (POPULATION,))
+
+
+def spread(f: Callable[[PyTree, PyTree], PyTree], mesh: Mesh):
+    """Spreads a function over the devices of a mesh, each with its own part.
+
+    Args:
+      f: `(same, parts) -> results`, with arrays [B, ...] in parts and results; it
+        answers for each of the B alone.
+      mesh: of `population_mesh`.
+
+    Returns:
+      The function of all; B need not be a multiple of the number of devices: what is
+      missing repeats the last one, and is dropped.
+    """
+    count = mesh.devices.size
+    if count == 1:
+        return f
+    every, part = PartitionSpec(), PartitionSpec(POPULATION)
+    sharded = jax.shard_map(
+        f, mesh=mesh, in_specs=(every, part), out_specs=part, check_vma=False
+    )
+
+    def spread_out(same: PyTree, parts: PyTree) -> PyTree:
+        size = len(jax.tree.leaves(parts)[0])
+        places = jnp.minimum(jnp.arange(-(-size // count) * count), size - 1)
+        results = sharded(same, jax.tree.map(lambda x: x[places], parts))
+        return jax.tree.map(lambda x: x[:size], results)
+
+    return spread_out
+
+
+def device_memory() -> float:
+    """Bytes that a device has; of a CPU, the machine's by the number of its devices."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory / jax.local_device_count()

@@ -1,0 +1,102 @@
+"""The convolution by band matrices is the one that XLA has."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnas.nn.convolution import TILE, WHOLE_ROW, by_bands, by_lax, convolution
+
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# Whole rows, tiles that fit, and tiles of which the last is longer than the image.
+IMAGES = [(1, 1), (2, 3), (3, 5), (8, 8), (9, 9), (10, 7), (7, 10), (16, 16)]
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def result_and_pulled(form, x, kernel, cotangent):
+    """The result, and the gradients by the image and the kernel."""
+    result, pull = jax.vjp(form, x, kernel)
+    return result, *pull(cotangent)
+
+
+def test_images_are_of_both_kinds():
+    widths = [width for _, width in IMAGES]
+    assert min(widths) < WHOLE_ROW in widths
+    assert {width % TILE for width in widths if width > WHOLE_ROW} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+def test_bands_are_the_convolution_of_lax_and_its_gradients(size):
+    given = [
+        (draw(0, 2, *image, 3), draw(1, size, size, 3, 5), draw(2, 2, *image, 5))
+        for image in IMAGES
+    ]
+
+    def every(form, given):
+        return [result_and_pulled(form, *one) for one in given]
+
+    with jax.enable_x64(True):
+        found, expected = (
+            jax.jit(partial(every, form), compiler_options=FAST)(given)
+            for form in (by_bands, by_lax)
+        )
+    compare = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12, strict=True)
+    jax.tree.map(compare, found, expected)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("width", [4, 9])
+def test_bands_are_the_convolution_inside_a_scan(size, width):
+    """Four layers one after another: the value and its gradients."""
+    x, kernels = draw(0, 2, 5, width, 3), draw(1, 4, size, size, 3, 3)
+
+    def chained(form, x, kernels):
+        def step(x, kernel):
+            return jnp.tanh(form(x, kernel)), x.sum()
+
+        x, sums = jax.lax.scan(step, x, kernels)
+        return jnp.square(x).sum() + sums.sum()
+
+    with jax.enable_x64(True):
+        found, expected = (
+            jax.jit(jax.value_and_grad(partial(chained, form), (0, 1)))(x, kernels)
+            for form in (by_bands, by_lax)
+        )
+    compare = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    jax.tree.map(compare, found, expected)
+
+
+def test_convolution_is_for_one_image_what_it_is_for_a_batch_of_networks():
+    x, kernels = draw(0, 3, 2, 4, 9, 2), draw(1, 3, 3, 3, 2, 4)
+    cotangents = draw(2, 3, 2, 4, 9, 4)
+    with jax.enable_x64(True):
+        run = partial(result_and_pulled, by_bands)
+        found = jax.jit(jax.vmap(run))(x, kernels, cotangents)
+        expected = jax.jit(
+            lambda *given: jax.lax.map(
+                lambda one: result_and_pulled(by_lax, *one), given
+            )
+        )(x, kernels, cotangents)
+    compare = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    jax.tree.map(compare, found, expected)
+
+
+def test_convolution_takes_the_form_of_its_platform():
+    given = jnp.ones((1, 4, 9, 2)), jnp.ones((3, 3, 2, 4)), jnp.ones((1, 4, 9, 4))
+    traced = jax.jit(partial(result_and_pulled, convolution)).trace(*given)
+    for platform, is_lax in (("cpu", False), ("cuda", True)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == 3 * is_lax
+        assert text.count("stablehlo.dot_general") > 0 or is_lax
+
+
+def test_convolution_sees_no_pixels_outside():
+    """Ones under a kernel of ones: each pixel counts those that its window has."""
+    counts = np.asarray(convolution(jnp.ones((1, 3, 10, 1)), jnp.ones((5, 5, 1, 1))))
+    rows, columns = np.array([3, 3, 3]), np.array([3, 4, 5, 5, 5, 5, 5, 5, 4, 3])
+    np.testing.assert_array_equal(counts[0, :, :, 0], np.outer(rows, columns))

@@ -1,0 +1,189 @@
+"""The search with real training from one end to the other, at a tiny size."""
+
+import csv
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxnas import cli
+from jaxnas.base import FAILED, OUT_OF_MEMORY, STATUSES
+
+EXPERIMENT = Path(__file__).parents[1] / "experiments" / "search.py"
+FILES = {"config.json", "log.csv", "run.json", "result.json", "checkpoints"}
+FILES |= {"candidates.csv", "architecture.json"}
+FILES |= {"curves_searching.png", "curves_retraining.png"}
+TINY = "--evaluations 6 --batch 2 --epochs 1 --batch-size 8 --final-epochs 2 --chunk 2"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Three classes of 4x4 images, each of one colour."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    x = rng.integers(0, 40, (60, 4, 4, 3))
+    x[np.arange(60), :, :, labels] += 200
+    path = tmp_path_factory.mktemp("images") / "colours.npz"
+    np.savez(path, images=x.astype(np.uint8), labels=labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENT.parent)
+        yield importlib.import_module("search")
+
+
+@pytest.fixture
+def run(experiment, monkeypatch, capsys):
+    """Runs the experiment in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+
+    def run(*args) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(experiment.main, experiment.PRESETS, [*map(str, args)])
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def start(images: Path, workdir: Path, cache: Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, EXPERIMENT, "--dataset", images, "--workdir", workdir]
+    return subprocess.Popen(
+        [*command, *TINY.split()],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
+    whole = start(images, tmp_path / "whole", tmp_path / "cache")
+    out, err = whole.communicate()
+    assert (whole.returncode, err) == (0, ""), out
+    folder = tmp_path / "whole"
+    assert {path.name for path in folder.iterdir()} == FILES
+    result = read(folder)
+    assert (result["space"], result["evaluations"]) == ("chain", 6)
+    rows = rows_of(folder / "candidates.csv")
+    assert len(rows) == 6
+    assert {row["status"] for row in rows} == {"ok"}
+    best = max(rows, key=lambda row: float(row["accuracy"]))
+    assert result["architecture"] == best["architecture"]
+    assert result["best_accuracy"] == pytest.approx(float(best["accuracy"]), abs=1e-5)
+    for name in ("curves_searching.png", "curves_retraining.png"):
+        with Image.open(folder / name) as picture:
+            assert len(picture.convert("L").getcolors()) > 10
+
+    killed = start(images, tmp_path / "killed", tmp_path / "cache")
+    checkpoint = tmp_path / "killed" / "checkpoints" / "searching"
+    while killed.poll() is None and not any(checkpoint.glob("[0-9]*")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    again = start(images, tmp_path / "killed", tmp_path / "cache")
+    assert again.communicate()[1] == ""
+    found = read(tmp_path / "killed")
+    same = {k for k in result if "second" not in k}
+    assert {k: found[k] for k in same} == {k: result[k] for k in same}
+
+
+def test_standalone_trains_each_by_itself_and_says_why_one_failed(
+    run, experiment, images, tmp_path, monkeypatch
+):
+    class Broken:
+        def __init__(self, error):
+            self.error = error
+
+        def init(self, *args, **kwargs):
+            raise self.error
+
+    errors = iter(
+        [
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+            jax.errors.JaxRuntimeError("INTERNAL: cannot be compiled"),
+        ]
+    )
+    chain = experiment.SPACES["chain"]
+
+    def failing(shape):
+        space = chain(shape, trunk=2, head=0, channels=(4,), kernels=(1,))
+
+        def network(arch=None, **size):
+            error = next(errors, None)
+            return Broken(error) if error else space.network(arch, **size)
+
+        return space._replace(network=network)
+
+    monkeypatch.setitem(experiment.SPACES, "chain", failing)
+    how = ["--evaluator", "standalone", "--strategy", "random_search"]
+    folder = tmp_path / "run"
+    args = ["--dataset", images, "--workdir", folder, *TINY.split(), *how]
+    code, out, err = run(*args)
+    assert (code, err) == (0, ""), out
+    rows = rows_of(folder / "candidates.csv")
+    said = [row["status"] for row in rows]
+    assert said == [STATUSES[OUT_OF_MEMORY], STATUSES[FAILED], *["ok"] * 4]
+    assert [row["fitness"] for row in rows[:2]] == ["-inf", "-inf"]
+    assert read(folder)["failed"] == 2
+    assert run(*args)[0] == 0  # a finished run says its result
+
+
+def test_halving_goes_on_with_what_it_promotes(experiment):
+    config = experiment.Config(
+        strategy="successive_halving", evaluations=4, batch=2, epochs=9
+    )
+    space = experiment.SPACES["chain"]((4, 4, 3), trunk=2, head=0)
+    make = experiment.STRATEGIES["successive_halving"]
+    strategy = make(space, budgets=(1, 3, 9), population_size=4, batch_size=2)
+    steps, slots = experiment.plan(config, strategy)
+    # A bracket: four for one epoch, one of them for three and for nine: 16 epochs
+    # asked for in four steps; four evaluations are 36.
+    assert (steps, slots) == (10, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--evaluations 0", "--evaluations of 1 or more"),
+        ("--batch 65 --evaluations 64", "--batch up to the 64 evaluations"),
+        ("--batch-size 1000", "--batch-size from 1 to"),
+        ("--strategy magic", "strategy"),
+        ("--dataset /nowhere/at_all", "/nowhere/at_all"),
+        ("--learning-rate inf", "--learning-rate"),
+    ],
+)
+def test_wrong_flag_is_one_line_and_leaves_no_folder(
+    run, images, tmp_path, flags, says
+):
+    folder = tmp_path / "run"
+    given = "--dataset", images, "--workdir", folder, "--batch-size", 8
+    code, _, err = run(*given, *flags.split())
+    assert code == 2
+    assert err.count("\n") == 1
+    assert says in err
+    assert not folder.exists()
