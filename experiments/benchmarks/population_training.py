@@ -7,7 +7,7 @@ Random networks of `chain` on digits, by SGD with momentum and a cosine schedule
 without augmentation, validated at the end. Both sides have the same networks, initial
 weights and batches, and take turns, a part of the networks each. What the population
 costs includes tracing and compiling with no cache; PyTorch's networks are built
-beforehand, and trained in whichever way is the fastest on the machine. About fifteen
+beforehand, and trained in whichever way is the fastest on the machine. About five
 minutes on two CPU cores, most of them PyTorch's.
 
     python experiments/benchmarks/population_training.py --scaling --picture scaling.png
