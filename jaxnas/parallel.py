@@ -20,7 +20,9 @@ def use_cpu_cores() -> None:
     Small networks leave cores idle when each operation is spread over all of them;
     as devices, the cores train networks of their own. Elsewhere it changes nothing.
     """
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    allowed = getattr(os, "sched_getaffinity", None)  # only Linux has it
+    cores = len(allowed(0)) if allowed else os.cpu_count()
+    jax.config.update("jax_num_cpu_devices", cores or 1)
 
 
 def population_mesh(devices: Any = None) -> Mesh:

@@ -301,6 +301,21 @@ def test_what_diverges_fails_alone():
     assert metrics["parameters"][1] == CLASSES + CLASSES
 
 
+def test_what_diverges_is_not_kept():
+    evaluator = make(SHALLOW, tx=sgd(1e6, 0.9, 0.0), num_slots=2)
+    texts = "conv3x3-4 / dense-8 dense-8", "identity / identity identity"
+    archs = jnp.stack([SHALLOW.from_string(text) for text in texts])
+    every = jnp.ones(2, jnp.int32)
+    proposal = Proposal(archs, every, jnp.arange(2, dtype=jnp.int32))
+    state, found = jax.jit(evaluator.evaluate)(
+        KEYS[0], evaluator.data, evaluator.init(KEYS[0]), proposal
+    )
+    assert np.isnan(found.fitness[0])
+    assert np.isfinite(found.fitness[1])
+    np.testing.assert_array_equal(state.epochs, [0, 1])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.train))
+
+
 def test_random_search_trains_for_real():
     evaluator = make(SHALLOW, epochs=2)
     strategy = STRATEGIES["random_search"](SHALLOW, batch_size=2)

@@ -109,6 +109,8 @@ def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
     again = start(images, tmp_path / "killed", tmp_path / "cache")
     assert again.communicate()[1] == ""
     found = read(tmp_path / "killed")
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
     same = {k for k in result if "second" not in k}
     assert {k: found[k] for k in same} == {k: result[k] for k in same}
 
@@ -135,7 +137,7 @@ def test_standalone_trains_each_by_itself_and_says_why_one_failed(
         space = chain(shape, trunk=2, head=0, channels=(4,), kernels=(1,))
 
         def network(arch=None, **size):
-            error = next(errors, None)
+            error = next(errors, None) if size else None
             return Broken(error) if error else space.network(arch, **size)
 
         return space._replace(network=network)

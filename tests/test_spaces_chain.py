@@ -261,13 +261,13 @@ def test_equal_keys_are_equal_networks(one, other):
 def test_joined_layers_have_the_channels_of_their_link():
     conv = L("conv", 8, 3)
     for link, expected in [("none", 8), ("residual", 12), ("dense", 20)]:
-        assert joined(conv._replace(link=link), 12) == (link, expected)
-    assert joined(conv._replace(link="residual"), 4) == ("residual", 8)
+        assert joined(conv._replace(link=link), 12, 24) == (link, expected)
+    assert joined(conv._replace(link="residual"), 4, 24) == ("residual", 8)
     assert joined(conv._replace(link="dense"), 12, 20) == ("dense", 20)
     assert joined(conv._replace(link="dense"), 12, 19) == ("none", 8)
-    assert joined(L("relu", link="dense"), 12) == ("dense", 24)
+    assert joined(L("relu", link="dense"), 12, 24) == ("dense", 24)
     for kind in ("identity", *POOLINGS):
-        assert joined(L(kind, link="dense"), 12) == ("none", 12)
+        assert joined(L(kind, link="dense"), 12, 24) == ("none", 12)
 
 
 def test_networks_say_what_they_do_not_take():

@@ -100,7 +100,8 @@ class Theirs:
           archs: int32[N, D].
           keys: key[N], from which the networks' trainings follow.
         """
-        trainer = Trainer(**problem.recipe, size={})
+        recipe = {k: v for k, v in problem.recipe.items() if k != "epochs"}
+        trainer = Trainer(**recipe, size={})
         train, valid = problem.data["train"], problem.data["valid"]
         images = {"train": jax.tree.map(jnp.asarray, train)}
         fresh = jax.jit(lambda key, arch: trainer.fresh(key, arch, images).params)

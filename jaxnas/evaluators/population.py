@@ -15,24 +15,14 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxnas.base import (
-    FULL,
-    OK,
-    Array,
-    Evaluator,
-    Feedback,
-    InputError,
-    Proposal,
-    SearchSpace,
-)
+from jaxnas.base import OK, Array, Evaluator, Feedback, Proposal, SearchSpace
 from jaxnas.data import batch_indices
 from jaxnas.encoding import one_hot
+from jaxnas.evaluators.answers import PARTS, check, names_of, worth
 from jaxnas.metrics import classification_metrics
 from jaxnas.parallel import population_mesh, spread
 from jaxnas.tasks import Batch, Task, judge
 from jaxnas.training import TrainState, init_state, init_variables, make_update
-
-SMALLER_IS_BETTER = ("cross_entropy", "parameters", "flops")
 
 
 class Kept(NamedTuple):
@@ -67,10 +57,8 @@ def population(
     of `FULL` stands for. One in a slot goes on from what the slot holds, as `Proposal`
     says; its batches are those of a network that never stopped.
 
-    Metrics: `accuracy`, `precision`, `recall`, `f1` (macro averages, fractions) and
-    `cross_entropy` (nats) on "valid", the same with `test_` before them where there
-    is a "test"; `parameters` and `flops` where the space knows them. Cost is in
-    epochs.
+    Metrics: those of `evaluators.answers`; `parameters` and `flops` where the space
+    knows them. Cost is in epochs.
 
     Args:
       space: one whose `network()` is a supernet.
@@ -82,7 +70,7 @@ def population(
       tx: the optimizer.
       epochs: of a whole training.
       batch_size: examples a step.
-      fitness: a metric; of `SMALLER_IS_BETTER` its negative is taken.
+      fitness: a metric; of `answers.SMALLER_IS_BETTER` its negative is taken.
       objectives: metrics that become `Feedback.objectives`, likewise.
       num_slots: S.
       group: networks that a device trains side by side: on a CPU one, where a network
@@ -94,18 +82,12 @@ def population(
     Raises:
       InputError: there is no such metric, or no examples; a number is out of range.
     """
-    expect_batch(data, batch_size, epochs)
+    names = names_of(data) + (["parameters", "flops"] if space.sizes else [])
+    check(data, batch_size, epochs, names, (fitness, *objectives))
     is_cpu = jax.default_backend() == "cpu"
-    trainer = Trainer(space, task, prepare, num_classes, tx, epochs, batch_size, size)
+    trainer = Trainer(space, task, prepare, num_classes, tx, batch_size, size)
     mesh = population_mesh() if mesh is None else mesh
     data = jax.tree.map(jnp.asarray, data)
-    names = [*jax.eval_shape(trainer.look, data, None)]
-    names += ["parameters", "flops"] if space.sizes else []
-    for name in (fitness, *objectives):
-        if name not in names:
-            raise InputError(
-                f"expected a metric of {', '.join(names)}, but got {name}: choose one"
-            )
 
     def train_all(same: Any, parts: Any) -> Any:
         side_by_side = group or (1 if is_cpu else len(parts[0]))
@@ -134,38 +116,19 @@ def population(
             data, (arch, keys, start, budget, before)
         )
         if num_slots:
-            state = _keep(state, proposal, Kept(after, arch, budget, keys))
-        asked = budget > 0
-        metrics = {k: jnp.where(asked, v, jnp.nan) for k, v in metrics.items()}
-        signed = {
-            name: -value if name in SMALLER_IS_BETTER else value
-            for name, value in metrics.items()
-        }
-        chosen = [signed[name] for name in objectives]
+            lives = jnp.isfinite(metrics["cross_entropy"]) & (budget > 0)
+            state = _keep(state, proposal, lives, Kept(after, arch, budget, keys))
+        metrics = {k: jnp.where(budget > 0, v, jnp.nan) for k, v in metrics.items()}
+        value, values = worth(metrics, fitness, objectives)
         return state, Feedback(
-            fitness=signed[fitness],
+            fitness=value,
             cost=jnp.maximum(budget - start, 0).astype(jnp.float32),
             status=jnp.full(len(arch), OK, jnp.int32),
             metrics=metrics,
-            objectives=jnp.stack(chosen, 1) if chosen else None,
+            objectives=values,
         )
 
     return Evaluator(data, init, evaluate)
-
-
-def expect_batch(data: dict[str, Batch], batch_size: int, epochs: int) -> None:
-    """Refuses sizes that no training can have."""
-    examples = len(data["train"].labels)
-    if not 0 < batch_size <= examples:
-        raise InputError(
-            f"expected a batch size from 1 to the {examples} training examples, but "
-            f"got {batch_size}: choose one in this range"
-        )
-    if not 0 < epochs < FULL or not len(data["valid"].labels):
-        raise InputError(
-            f"expected 1 epoch or more and examples to validate with, but got {epochs} "
-            f"and {len(data['valid'].labels)}: change it"
-        )
 
 
 class Trainer(NamedTuple):
@@ -176,7 +139,6 @@ class Trainer(NamedTuple):
     prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]
     num_classes: int
     tx: optax.GradientTransformation
-    epochs: int
     batch_size: int
     size: dict[str, Any]
 
@@ -196,7 +158,7 @@ class Trainer(NamedTuple):
             state = jax.tree.map(partial(jnp.where, start > 0), before, fresh)
         per_epoch = len(data["train"].labels) // self.batch_size
         state = self.train(key, data["train"], weights, state, start, end, per_epoch)
-        metrics = self.look(data, (weights, state))
+        metrics = self.look(data, weights, state)
         if self.space.sizes:
             shape = data["train"].images.shape[1:]
             sizes = self.space.sizes(
@@ -242,37 +204,22 @@ class Trainer(NamedTuple):
         loop = start * per_epoch, state, jnp.float32(0)
         return lax.while_loop(goes_on, step, loop)[1]
 
-    def look(self, data: dict[str, Batch], trained: Any) -> dict[str, Array]:
-        """The metrics on all examples but those of training; None: their names."""
+    def look(self, data: dict[str, Batch], weights, state) -> dict[str, Array]:
+        """The metrics on all examples but those of training."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        how = self.network, self.prepare[1], self.num_classes, self.batch_size
         found: dict[str, Array] = {}
-        for name in ("valid", "test"):
-            if name in data:
-                prefix = "test_" if name == "test" else ""
-                metrics = self._metrics(data[name], trained)
-                found |= {prefix + key: value for key, value in metrics.items()}
+        for part, prefix in PARTS.items():
+            if part in data:
+                confusion, loss = judge(*how, variables, data[part], weights)
+                metrics = classification_metrics(confusion) | {"cross_entropy": loss}
+                # A network whose logits are not finite prefers no class.
+                ok = jnp.isfinite(loss)
+                found |= {
+                    prefix + name: jnp.where(ok, value, jnp.nan)
+                    for name, value in metrics.items()
+                }
         return found
-
-    def _metrics(self, data: Batch, trained: Any) -> dict[str, Array]:
-        confusion = jnp.zeros((self.num_classes, self.num_classes), jnp.int32)
-        mean = jnp.float32(0)
-        if trained is not None:
-            weights, state = trained
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            confusion, mean = judge(
-                self.network,
-                self.prepare[1],
-                self.num_classes,
-                self.batch_size,
-                variables,
-                data,
-                weights,
-            )
-        metrics = classification_metrics(confusion)
-        # A network whose logits are not finite has no class that it prefers.
-        metrics = {
-            k: jnp.where(jnp.isfinite(mean), v, jnp.nan) for k, v in metrics.items()
-        }
-        return metrics | {"cross_entropy": mean}
 
 
 def _resume(state: Kept, proposal: Proposal, budget: Array, keys: Array):
@@ -285,9 +232,9 @@ def _resume(state: Kept, proposal: Proposal, budget: Array, keys: Array):
     return held.train, start, jnp.where(goes_on, held.key, keys)
 
 
-def _keep(state: Kept, proposal: Proposal, new: Kept) -> Kept:
-    """Puts trained networks into their slots."""
+def _keep(state: Kept, proposal: Proposal, lives: Array, new: Kept) -> Kept:
+    """Puts trained networks into their slots, but for those that diverged."""
     slots = len(state.epochs)
-    used = (proposal.slot >= 0) & (proposal.budget > 0)
+    used = (proposal.slot >= 0) & lives
     place = jnp.where(used, proposal.slot, slots)  # out of range: dropped
     return jax.tree.map(lambda old, x: old.at[place].set(x, mode="drop"), state, new)

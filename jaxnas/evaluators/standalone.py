@@ -25,6 +25,7 @@ from jaxnas.base import (
     SearchSpace,
 )
 from jaxnas.data import batch_indices
+from jaxnas.evaluators.answers import PARTS, check, names_of, worth
 from jaxnas.metrics import classification_metrics
 from jaxnas.tasks import Batch, Task, judge
 from jaxnas.training import TrainState, init_state, init_variables, make_update
@@ -149,9 +150,6 @@ def confusion_of(
     return np.asarray(confusion)
 
 
-SMALLER_IS_BETTER = ("cross_entropy", "parameters", "flops", "memory", "latency")
-
-
 def standalone(
     space: SearchSpace,
     task: Task,
@@ -177,18 +175,14 @@ def standalone(
     Args, metrics and cost are those of `evaluators.population.population`, and:
       measure: whether to add the metrics `memory`, the bytes that the compiled
         program takes which classifies a batch, and `latency`, its median seconds.
+
+    Raises:
+      InputError: there is no such metric, or no examples; a number is out of range.
     """
-    names = [*RESULTS, *("parameters", "flops")]
-    names += [f"test_{name}" for name in RESULTS] if "test" in data else []
+    names = [*names_of(data), "parameters", *(["flops"] if space.sizes else [])]
     names += ["memory", "latency"] if measure else []
-    trainer = _Trainer(
-        *(space, task, prepare, num_classes, tx, epochs, batch_size, measure, size)
-    )
-    for name in (fitness, *objectives):
-        if name not in names:
-            raise InputError(
-                f"expected a metric of {', '.join(names)}, but got {name}: choose one"
-            )
+    check(data, batch_size, epochs, names, (fitness, *objectives))
+    trainer = _Trainer(space, task, prepare, num_classes, tx, batch_size, measure, size)
 
     def train_all(key: Any, arch: Any, budget: Any) -> tuple[np.ndarray, np.ndarray]:
         key = jax.random.wrap_key_data(jnp.asarray(key))
@@ -210,21 +204,16 @@ def standalone(
         else:
             table, status = map(jnp.asarray, train_all(*asked))
         metrics = dict(zip(names, table.T, strict=True))
-        signed = {k: -v if k in SMALLER_IS_BETTER else v for k, v in metrics.items()}
-        chosen = [signed[name] for name in objectives]
-        failed = status != OK
+        value, values = worth(metrics, fitness, objectives)
         return state, Feedback(
-            fitness=jnp.where(failed, -jnp.inf, signed[fitness]),
+            fitness=jnp.where(status != OK, -jnp.inf, value),
             cost=budget.astype(jnp.float32),
             status=status,
             metrics=metrics,
-            objectives=jnp.stack(chosen, 1) if chosen else None,
+            objectives=values,
         )
 
     return Evaluator((), lambda key: (), evaluate)
-
-
-RESULTS = ("accuracy", "precision", "recall", "f1", "cross_entropy")
 
 
 class _Trainer(NamedTuple):
@@ -235,7 +224,6 @@ class _Trainer(NamedTuple):
     prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]
     num_classes: int
     tx: optax.GradientTransformation
-    epochs: int
     batch_size: int
     measure: bool
     size: dict[str, Any]
@@ -268,15 +256,16 @@ class _Trainer(NamedTuple):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         how = network, self.prepare[1], self.num_classes, self.batch_size
         found: dict[str, float] = {}
-        for name in ("valid", "test"):
-            if name in data:
-                confusion, loss = judge(*how, variables, data[name])
+        for part, prefix in PARTS.items():
+            if part in data:
+                confusion, loss = judge(*how, variables, data[part])
                 metrics = classification_metrics(np.asarray(confusion))
-                prefix = "test_" if name == "test" else ""
-                found |= {f"{prefix}{k}": float(v) for k, v in metrics.items()}
-                found[f"{prefix}cross_entropy"] = float(loss)
-                if not np.isfinite(loss):
-                    found |= dict.fromkeys(found, np.nan)
+                metrics |= {"cross_entropy": loss}
+                ok = bool(np.isfinite(loss))
+                found |= {
+                    prefix + name: float(value) if ok else np.nan
+                    for name, value in metrics.items()
+                }
         found["parameters"] = sum(x.size for x in jax.tree.leaves(state.params))
         if self.space.sizes:
             shape = data["train"].images.shape[1:]

@@ -75,7 +75,7 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(jnp.square(x).mean((0, 1, 2)) - jnp.square(mean), 0.0)
 
 
-def joined(layer: Layer, width: int, most: int | None = None) -> tuple[str, int]:
+def joined(layer: Layer, width: int, most: int) -> tuple[str, int]:
     """How a layer of the trunk is linked, and the channels after it.
 
     Args:
@@ -86,7 +86,7 @@ def joined(layer: Layer, width: int, most: int | None = None) -> tuple[str, int]
     out = layer.width or width
     link = "none" if layer.kind in ("identity", *POOLINGS) else layer.link
     if link == "dense":
-        return (link, width + out) if not most or width + out <= most else ("none", out)
+        return (link, width + out) if width + out <= most else ("none", out)
     return link, max(width, out) if link == "residual" else out
 
 

@@ -1,9 +1,9 @@
 """All chains in one program: which layers it computes is decided while it runs.
 
 Every slot of the trunk computes its own layer alone (`nn/dispatch.py`), on just the
-pixels and about the channels that there are, so a network costs here what it costs by
-itself. Arrays have room for the largest image and the most channels; what a network
-does not have is zero, in its images, kernels and gradients.
+pixels and about the channels that there are. Arrays have room for the largest image and
+the most channels; what a network does not have is zero, in its images, kernels and
+gradients.
 """
 
 from dataclasses import dataclass

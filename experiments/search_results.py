@@ -1,0 +1,43 @@
+"""What the search with real training leaves: its candidates and their picture."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from jaxnas import files, plots, runs
+from jaxnas.base import STATUSES, Log, SearchSpace
+
+
+def write_candidates(path: Path, space: SearchSpace, log: Log) -> None:
+    """Writes a row for every candidate, in the order of asking."""
+    names = [*log.feedback.metrics]
+    with files.writing(path), path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "architecture", "epochs", "fitness", "status", *names])
+        for step, at in zip(*np.nonzero(log.proposal.budget > 0), strict=True):
+            metrics = [log.feedback.metrics[name][step, at] for name in names]
+            writer.writerow(
+                [
+                    step,
+                    space.to_string(log.proposal.arch[step, at]),
+                    f"{log.feedback.cost[step, at]:g}",
+                    f"{log.feedback.fitness[step, at]:.6g}",
+                    STATUSES[log.feedback.status[step, at]],
+                    *(f"{value:.6g}" for value in metrics),
+                ]
+            )
+
+
+def draw_search(run: runs.Run, log: Log, name: str) -> None:
+    """Draws every candidate's fitness and the best so far, by its number."""
+    asked = log.proposal.budget > 0
+    fitness = np.where(np.isfinite(log.feedback.fitness), log.feedback.fitness, np.nan)
+    fitness, number = fitness[asked], np.arange(asked.sum()) + 1
+    best = np.fmax.accumulate(fitness)
+    panel = {"candidate": (number, fitness), "best so far": (number, best)}
+    label = f"validation {name.replace('_', ' ')}"
+    figure = plots.plot_curves(
+        {label: panel}, xlabel="candidate", title="Search", smooth=False
+    )
+    plots.save(figure, run.path("curves_searching.png"))
