@@ -12,11 +12,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnas.base import Array, InputError, PyTree, SearchSpace
 from jaxnas.encoding import mixed_radix
 from jaxnas.nn.chain import ACTIVATIONS, LINKS, POOLINGS, ChainNetwork, Layer, joined
-from jaxnas.nn.chain_supernet import ChainSupernet, Choices, walk
+from jaxnas.nn.chain_branches import Branches
+from jaxnas.nn.chain_supernet import ChainSupernet
+from jaxnas.nn.chain_walk import Choices, walk
 from jaxnas.spaces.categorical import categorical
 from jaxnas.spaces.sizes import scales
 
@@ -62,7 +65,9 @@ def chain(
     _check(image_shape, kernels, channels, units, trunk, head, links)
     convolutions = [Layer("conv", c, k) for k in sorted(kernels) for c in channels]
     active = [*map(Layer, ACTIVATIONS)]
+    height, width, colours = image_shape
     choices = Choices(
+        image_shape=(height, width, colours),
         trunk=(IDENTITY, *convolutions, *map(Layer, POOLINGS), *active),
         links=tuple(links),
         head=(IDENTITY, *(Layer("dense", u) for u in units), *active),
@@ -71,13 +76,12 @@ def chain(
         max_width=channels[-1] * (2 if "dense" in links else 1),
     )
     free = categorical(choices.num_choices)
-    colours = image_shape[2]
     return free._replace(
         name="chain",
         sample=partial(_sample, choices),
-        canonical=partial(_canonical, choices, colours),
-        network=partial(_network, choices, colours),
-        restrict=partial(_restrict, choices, colours),
+        canonical=partial(_canonical, choices),
+        network=partial(_network, choices),
+        restrict=partial(_restrict, choices),
         to_string=partial(_to_string, choices),
         from_string=partial(_from_string, choices),
         sizes=partial(_sizes, choices),
@@ -126,10 +130,10 @@ def _sample(choices: Choices, key: Array) -> Array:
     return jnp.concatenate(parts).astype(jnp.int32)
 
 
-def _canonical(choices: Choices, colours: int, arch: Array) -> Array:
+def _canonical(choices: Choices, arch: Array) -> Array:
     """The key, uint32[W]: identities go last, and links without effect are none."""
     trunk, _, head = choices.split(arch)
-    links = walk(choices, arch, colours)[0].link
+    links = walk(choices, arch)[0].link
     order = jnp.argsort(trunk == 0, stable=True)
     parts = [trunk[order], head[jnp.argsort(head == 0, stable=True)]]
     sizes = [len(choices.trunk)] * len(trunk) + [len(choices.head)] * len(head)
@@ -147,16 +151,16 @@ def _layers(choices: Choices, arch: Array) -> tuple[list[Layer], list[Layer]]:
     return linked, [choices.head[i] for i in head]
 
 
-def _network(choices: Choices, colours: int, arch: Array | None = None, **size):
+def _network(choices: Choices, arch: Array | None = None, **size):
     """Makes the network of an architecture, or of all: the supernet.
 
     Args:
-      choices, colours: of the space.
+      choices: of the space.
       arch: int32[D], concrete. None: the supernet, whose weights are float32[D, K].
       **size: num_classes.
     """
     if arch is None:
-        return ChainSupernet(choices, colours, **size)
+        return ChainSupernet(choices, **size)
     trunk, head = (
         tuple(layer for layer in layers if layer.kind != "identity")
         for layers in _layers(choices, arch)
@@ -164,15 +168,14 @@ def _network(choices: Choices, colours: int, arch: Array | None = None, **size):
     return ChainNetwork(trunk, head, choices.max_width, **size)
 
 
-def _restrict(choices: Choices, colours: int, params: PyTree, arch: Array) -> PyTree:
+def _restrict(choices: Choices, params: PyTree, arch: Array) -> PyTree:
     """Takes what `network(arch)` has out of the supernet's parameters or statistics."""
     trunk, head = _layers(choices, arch)
     largest = max(layer.size for layer in choices.trunk)
-    widths = sorted({x.width for x in choices.trunk if x.width} | {choices.max_width})
-    found, width, place = {}, colours, 0
+    rooms = np.asarray(Branches(choices, train=False).find(walk(choices, arch)[0])[1])
+    found, width, place = {}, choices.image_shape[2], 0
     for slot, layer in enumerate(trunk):
         if layer.kind == "conv":
-            room = next(w for w in widths if w >= max(width, layer.width))
             parts = {"scale", "bias", "mean", "var"} & {
                 name.removeprefix("trunk_") for name in params
             }
@@ -180,8 +183,8 @@ def _restrict(choices: Choices, colours: int, params: PyTree, arch: Array) -> Py
                 part: params[f"trunk_{part}"][slot, : layer.width] for part in parts
             }
             if "trunk_kernel" in params:
-                kernel = params["trunk_kernel"][slot, : largest**2 * room**2]
-                kernel = kernel.reshape(largest, largest, room, room)
+                shape = largest, largest, *rooms[slot]
+                kernel = params["trunk_kernel"][slot, : np.prod(shape)].reshape(shape)
                 middle = slice((largest - layer.size) // 2, (largest + layer.size) // 2)
                 taken["kernel"] = kernel[middle, middle, :width, : layer.width]
             found[f"trunk{place}"] = taken
@@ -251,8 +254,8 @@ def _sizes(
       int32[], the parameters; float32[], two operations for each multiply-add of
       convolutions and dense layers for one image.
     """
-    pixels, colours = scales(image_shape, choices.trunk_slots + 1)
-    met, width, _ = walk(choices, arch, colours)
+    pixels, _ = scales(image_shape, choices.trunk_slots + 1)
+    met, width, _ = walk(choices._replace(image_shape=image_shape), arch)
     taps = jnp.array([layer.size**2 for layer in choices.trunk], jnp.int32)[met.choice]
     weights = met.before * met.out * taps
     seen = jnp.array(pixels, jnp.float32)[met.halvings]
