@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnas.base import Array, InputError, PyTree
-from jaxnas.nn.chain import ACTIVATIONS, MOMENTUM
+from jaxnas.base import Array, InputError
+from jaxnas.nn.chain import ACTIVATIONS, MOMENTUM, Layer
 from jaxnas.nn.chain_branches import Branches
 from jaxnas.nn.chain_walk import Choices, Met, walk
 from jaxnas.nn.dispatch import dispatch
+from jaxnas.nn.sequence import sequence
 
 
 class ChainSupernet(nn.Module):
@@ -76,7 +77,8 @@ class ChainSupernet(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, most - colours)))
         step = partial(_slot, branches, choices.links != ("none",))
         fixed = met, function, sides, (mean.value, var.value)
-        x, found = lax.scan(step, x, (fixed, kernel, scale, bias))
+        there = met.choice != choices.trunk.index(Layer("identity"))
+        x, found = sequence(step, there, fixed, x, (kernel, scale, bias))
         if train and not self.is_initializing():
             is_conv = (sides > 0)[:, None]
             for old, new in zip((mean, var), found, strict=True):
@@ -144,11 +146,11 @@ def _init_kernels(largest: int, met: Met, sides, rooms, key, length: int):
     return jnp.where(is_there, draw * lax.rsqrt(fan_in)[:, None], 0.0)
 
 
-def _slot(branches: Branches, linked: bool, x: Array, slot) -> tuple[Array, PyTree]:
-    """Computes one slot of the trunk."""
-    (met, function, side, running), *params = slot
-    fixed = _lanes(x.shape[-1], met.out), side, *running
-    y, found = dispatch(branches.functions, function, fixed, x, *params)
+def _slot(branches: Branches, linked: bool, fixed, x: Array, params):
+    """Computes one slot of the trunk; the statistics that it normalised by."""
+    met, function, side, running = fixed
+    how = _lanes(x.shape[-1], met.out), side, *running
+    y, found = dispatch(branches.functions, function, how, x, *params)
     if linked:
         behind = jnp.roll(y, met.before, -1)
         y = jnp.where(met.link == 1, x + y, jnp.where(met.link == 2, x + behind, y))

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxnas.base import Array
 
-WHOLE_ROW = 8  # pixels; longer rows are cut into tiles
+WHOLE_ROW = 8  # pixels; longer rows are cut into tiles, shorter ones for small kernels
 TILE = 4  # pixels of a result that are computed together
 
 
@@ -45,7 +45,7 @@ def by_bands(x: Array, kernel: Array) -> Array:
     if size == 1:
         return x @ kernel[0, 0]
     count, height, width, _ = x.shape
-    tile = width if width <= WHOLE_ROW else TILE
+    tile = _tile(size, width)
     band = _band(size, tile, reach=0 if tile == width else size // 2)
     rows = _tiles(x, tile, size // 2)
     windows = jnp.concatenate([rows[:, i : i + height] for i in range(size)], -1)
@@ -53,6 +53,13 @@ def by_bands(x: Array, kernel: Array) -> Array:
     matrix = matrix.reshape(-1, tile * features)
     product = _product(windows.reshape(-1, windows.shape[-1]), matrix)
     return product.reshape(count, height, -1, features)[:, :, :width]
+
+
+def _tile(size: int, width: int) -> int:
+    """The pixels of a row that are computed together, as measured."""
+    if size == 3 and width > 1:
+        return min(width, TILE if width > 2 * WHOLE_ROW else TILE // 2)
+    return width if width <= WHOLE_ROW else TILE
 
 
 @jax.custom_vjp
