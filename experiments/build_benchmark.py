@@ -16,7 +16,7 @@ Networks of about equally many operations are trained together, and each is give
 same share of the seconds that the cores took for them, looking at the validation and
 test images included; of that share, the smaller budget its part of the epochs.
 
-About half an hour on two CPU cores. The best reaches about 99 % test accuracy, the
+Twenty minutes on two CPU cores. The best reaches about 99 % test accuracy, the
 worst guesses. `--against TABLE` says how far the table is from another one.
 """
 

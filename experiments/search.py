@@ -81,7 +81,8 @@ class Config:
     epochs: int = 12
     """Of a candidate's whole training; halving begins with a ninth and a third."""
     train_examples: int | None = None
-    """Images that candidates learn from, the first of a shuffle; all by default."""
+    """Images that candidates learn from, the first of a shuffle, and as many at most
+    that they are compared on; all by default."""
     fitness: Literal["accuracy", "precision", "recall", "f1", "cross_entropy"] = (
         "accuracy"
     )
@@ -227,7 +228,8 @@ def batches_of(config: Config, dataset: data.Dataset) -> dict[str, Batch]:
     images, labels = dataset.train_images, dataset.train_labels
     train, valid = data.split(key, images, labels, 0.8)
     first = slice(config.train_examples)
-    return {"train": Batch(train[0][first], train[1][first]), "valid": Batch(*valid)}
+    parts = {"train": train, "valid": valid}
+    return {name: Batch(x[first], y[first]) for name, (x, y) in parts.items()}
 
 
 def work(

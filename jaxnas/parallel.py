@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxnas.base import PyTree
+from jaxnas.base import Array, PyTree
 
 POPULATION = "population"
 
@@ -39,24 +39,36 @@ def spread(f: Callable[[PyTree, PyTree], PyTree], mesh: Mesh):
       mesh: of `population_mesh`.
 
     Returns:
-      The function of all; B need not be a multiple of the number of devices: what is
-      missing repeats the last one, and is dropped.
+      The function of all, `(same, parts, effort) -> results`, where effort float32[B]
+      is what each of them costs about: every device gets its share. B need not be a
+      multiple of the number of devices: what is missing repeats one, and is dropped.
     """
     count = mesh.devices.size
     if count == 1:
-        return f
+        return lambda same, parts, effort: f(same, parts)
     every, part = PartitionSpec(), PartitionSpec(POPULATION)
     sharded = jax.shard_map(
         f, mesh=mesh, in_specs=(every, part), out_specs=part, check_vma=False
     )
 
-    def spread_out(same: PyTree, parts: PyTree) -> PyTree:
-        size = len(jax.tree.leaves(parts)[0])
-        places = jnp.minimum(jnp.arange(-(-size // count) * count), size - 1)
+    def spread_out(same: PyTree, parts: PyTree, effort: Array) -> PyTree:
+        places = _deal(effort, count)
         results = sharded(same, jax.tree.map(lambda x: x[places], parts))
-        return jax.tree.map(lambda x: x[:size], results)
+        back = jnp.zeros(len(effort), jnp.int32)
+        back = back.at[places].set(jnp.arange(len(places)))
+        return jax.tree.map(lambda x: x[back], results)
 
     return spread_out
+
+
+def _deal(effort: Array, count: int) -> Array:
+    """Deals to and fro, the dearest first: whose turn each is, device after device."""
+    order = jnp.argsort(-effort)
+    rounds = -(-len(effort) // count)
+    order = order[jnp.minimum(jnp.arange(rounds * count), len(effort) - 1)]
+    order = order.reshape(rounds, count)
+    there = (jnp.arange(rounds) % 2 == 0)[:, None]
+    return jnp.where(there, order, order[:, ::-1]).T.reshape(-1)
 
 
 def device_memory() -> float:

@@ -1,16 +1,21 @@
 """Tables: what is read back, and what is refused in one line."""
 
 import contextlib
+import itertools
+import math
 import pickle
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxnas import benchmarks
 from jaxnas.base import InputError, Table
 
+NAMES = "valid_acc", "test_acc", "cost", "parameters", "flops"
+NAMES += "valid_acc_std", "test_acc_std"
 NASBENCH201 = Path(__file__).parents[2] / "shared" / "data" / "nas" / "nasbench201.npz"
 
 
@@ -54,8 +59,18 @@ def test_table_is_read_as_it_was_written(path):
 
 def test_carried_table_is_read_by_its_name():
     table = benchmarks.load("digits")
-    assert table.archs.shape[0] >= 1000
-    assert {"valid_acc_4ep", "valid_acc_16ep", "test_acc_16ep"} <= set(table.columns)
+    assert table.archs.shape == (1152, 6)
+    assert math.prod(table.num_choices) == 1152
+    assert "build_benchmark.py: 3 seeds" in table.source
+    for name, budget in itertools.product(NAMES, (4, 16)):
+        assert table.columns[f"{name}_{budget}ep"].shape == (1152, 1)
+    column = {name: np.asarray(x[:, 0]) for name, x in table.columns.items()}
+    assert column["test_acc_16ep"].max() > 98
+    # Longer training is better, and costs four times as much.
+    assert np.mean(column["valid_acc_16ep"] - column["valid_acc_4ep"]) > 5
+    np.testing.assert_allclose(column["cost_16ep"], 4 * column["cost_4ep"], rtol=1e-5)
+    ranks = scipy.stats.spearmanr(column["valid_acc_16ep"], column["test_acc_16ep"])
+    assert ranks.statistic > 0.9
 
 
 def test_unknown_name_says_what_there_is():

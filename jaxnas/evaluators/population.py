@@ -112,8 +112,10 @@ def population(
         before = None
         if num_slots:
             before, start, keys = _resume(state, proposal, budget, keys)
+        shape = data["train"].images.shape[1:]
+        effort = (budget - start) * _operations(space, arch, shape)
         metrics, after = spread(train_all, mesh)(
-            data, (arch, keys, start, budget, before)
+            data, (arch, keys, start, budget, before), effort
         )
         if num_slots:
             lives = jnp.isfinite(metrics["cross_entropy"]) & (budget > 0)
@@ -220,6 +222,14 @@ class Trainer(NamedTuple):
                     for name, value in metrics.items()
                 }
         return found
+
+
+def _operations(space: SearchSpace, archs: Array, shape: Any) -> Array:
+    """For an image, float32[B]; equal where the space does not know."""
+    sizes = space.sizes
+    if not sizes:
+        return jnp.ones(len(archs))
+    return jax.vmap(lambda arch: sizes(arch, shape)[1])(archs)
 
 
 def _resume(state: Kept, proposal: Proposal, budget: Array, keys: Array):
