@@ -268,6 +268,11 @@ def work(
         (state, _), log = search(key_search, strategy, evaluator, num_steps, scan)
     write_candidates(run.path("candidates.csv"), space, log)
     draw_search(run, log, config.fitness)
+    if not np.isfinite(log.feedback.fitness).any():
+        raise InputError(
+            "expected a candidate that can be trained, but all failed: see "
+            f"{run.path('candidates.csv')}, and try another --learning-rate or --space"
+        )
     arch = strategy.recommend(state, log)
     found = space.to_string(arch)
     run.write_json("architecture.json", {"space": space.name, "architecture": found})

@@ -316,6 +316,20 @@ def test_what_diverges_is_not_kept():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.train))
 
 
+def test_a_group_is_trained_side_by_side_as_each_is_alone():
+    archs = SHALLOW.sample(KEYS[1]), SHALLOW.from_string("conv3x3-4 / dense-8 identity")
+    proposal = Proposal(jnp.stack(archs), jnp.full(2, 2), jnp.full(2, -1))
+
+    def accuracy(group):
+        evaluator = make(SHALLOW, epochs=2, group=group)
+        run = jax.jit(evaluator.evaluate, compiler_options=FAST)
+        return run(KEYS[0], evaluator.data, (), proposal)[1].metrics
+
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3), accuracy(2), accuracy(1)
+    )
+
+
 def test_random_search_trains_for_real():
     evaluator = make(SHALLOW, epochs=2)
     strategy = STRATEGIES["random_search"](SHALLOW, batch_size=2)

@@ -156,6 +156,60 @@ def test_standalone_trains_each_by_itself_and_says_why_one_failed(
     assert run(*args)[0] == 0  # a finished run says its result
 
 
+def make_folder(path: Path, sides=(4, 4), classes=("cat", "dog")) -> Path:
+    """A folder with an image of each size for each class."""
+    for name in classes:
+        (path / name).mkdir(parents=True)
+        for i, side in enumerate(sides):
+            pixels = np.full((side, side, 3), 9 * i, np.uint8)
+            Image.fromarray(pixels).save(path / name / f"{i}.png")
+    return path
+
+
+def make_bad_images(what: str, path: Path) -> Path:
+    if what == "mixed sizes":
+        return make_folder(path, sides=(4, 4, 5))
+    if what == "one class":
+        return make_folder(path, classes=("cat",))
+    if what == "unreadable":
+        (make_folder(path) / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+        return path
+    given = path.with_suffix(".npz")
+    labels = np.arange(8) % 3 - 1  # from -1
+    np.savez(given, images=np.zeros((8, 4, 4, 3), np.uint8), labels=labels)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("mixed sizes", "give an image size"),
+        ("one class", "two classes or more"),
+        ("unreadable", "0.png"),
+        ("labels", "-1"),
+    ],
+)
+def test_images_that_nobody_can_learn_from_are_one_line(run, tmp_path, what, says):
+    given = make_bad_images(what, tmp_path / "images")
+    folder = tmp_path / "run"
+    code, _, err = run("--dataset", given, "--workdir", folder, *TINY.split())
+    assert code == 2
+    assert err.count("\n") == 1
+    assert says in err
+    assert not folder.exists()
+
+
+def test_where_all_diverge_what_was_tried_is_kept(run, images, tmp_path):
+    folder = tmp_path / "run"
+    wild = *TINY.split(), "--learning-rate", 1e30
+    for _ in range(2):  # a second start ends as the first
+        code, _, err = run("--dataset", images, "--workdir", folder, *wild)
+        assert code == 2, err
+        assert err.count("\n") == 1
+        assert "candidates.csv" in err
+        assert len(rows_of(folder / "candidates.csv")) == 6
+
+
 def test_halving_goes_on_with_what_it_promotes(experiment):
     config = experiment.Config(
         strategy="successive_halving", evaluations=4, batch=2, epochs=9
@@ -178,6 +232,7 @@ def test_halving_goes_on_with_what_it_promotes(experiment):
         ("--strategy magic", "strategy"),
         ("--dataset /nowhere/at_all", "/nowhere/at_all"),
         ("--learning-rate inf", "--learning-rate"),
+        ("--space nasbench101", "nasbench101 has no supernet"),
     ],
 )
 def test_wrong_flag_is_one_line_and_leaves_no_folder(

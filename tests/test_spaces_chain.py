@@ -138,6 +138,8 @@ def test_from_string_refuses_links_where_there_are_none():
         {"kernels": (-1,)},
         {"channels": (0, 4)},
         {"channels": (4, 4)},
+        {"channels": ()},
+        {"units": ()},
         {"channels": (2,), "image_shape": (8, 8, 3)},
         {"units": (-1,)},
         {"units": (4, 4)},

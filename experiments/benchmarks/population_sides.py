@@ -101,7 +101,8 @@ class Theirs:
           keys: key[N], from which the networks' trainings follow.
         """
         recipe = {k: v for k, v in problem.recipe.items() if k != "epochs"}
-        trainer = Trainer(**recipe, size={})
+        supernet = problem.space.network(num_classes=CLASSES)
+        trainer = Trainer(**recipe, network=supernet, size={})
         train, valid = problem.data["train"], problem.data["valid"]
         images = {"train": jax.tree.map(jnp.asarray, train)}
         fresh = jax.jit(lambda key, arch: trainer.fresh(key, arch, images).params)

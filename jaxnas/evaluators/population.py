@@ -80,12 +80,14 @@ def population(
       **size: of `space.network`.
 
     Raises:
-      InputError: there is no such metric, or no examples; a number is out of range.
+      InputError: there is no such metric, no supernet, or no examples; a number is out
+        of range.
     """
     names = names_of(data) + (["parameters", "flops"] if space.sizes else [])
     check(data, batch_size, epochs, names, (fitness, *objectives))
     is_cpu = jax.default_backend() == "cpu"
-    trainer = Trainer(space, task, prepare, num_classes, tx, batch_size, size)
+    supernet = space.network(num_classes=num_classes, **size)
+    trainer = Trainer(space, supernet, task, prepare, num_classes, tx, batch_size, size)
     mesh = population_mesh() if mesh is None else mesh
     data = jax.tree.map(jnp.asarray, data)
 
@@ -137,17 +139,13 @@ class Trainer(NamedTuple):
     """Trains one network, whose architecture is a number; traceable."""
 
     space: SearchSpace
+    network: Any  # the supernet
     task: Task
     prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]
     num_classes: int
     tx: optax.GradientTransformation
     batch_size: int
     size: dict[str, Any]
-
-    @property
-    def network(self) -> Any:
-        """The supernet."""
-        return self.space.network(num_classes=self.num_classes, **self.size)
 
     def __call__(self, data: dict[str, Batch], part: tuple, keep: bool):
         """Trains from the end of one epoch to another; metrics, the state to keep."""

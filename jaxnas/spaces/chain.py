@@ -60,8 +60,9 @@ def chain(
     """
     side = max(image_shape[:2], default=0)
     base = 4 if side <= 8 else 8 if side <= 16 else 16
-    channels = sorted(channels or (base, 2 * base, 4 * base))
-    units = sorted(units or (4 * base, 8 * base, 16 * base))
+    default = base, 2 * base, 4 * base
+    channels = sorted(default if channels is None else channels)
+    units = sorted([4 * c for c in default] if units is None else units)
     _check(image_shape, kernels, channels, units, trunk, head, links)
     convolutions = [Layer("conv", c, k) for k in sorted(kernels) for c in channels]
     active = [*map(Layer, ACTIVATIONS)]
@@ -98,8 +99,8 @@ def _check(image_shape, kernels, channels, units, trunk, head, links):
     odd = {k for k in kernels if k > 0 and k % 2}
     expect(odd and len(odd) == len(kernels), "odd kernels, each once", kernels)
     for name, widths in (("channels", channels), ("units", units)):
-        each_once = len(set(widths)) == len(widths)
-        expect(each_once and widths[0] > 0, f"{name} above 0, each once", widths)
+        each_once = len(set(widths)) == len(widths) and min(widths, default=0) > 0
+        expect(each_once, f"{name} above 0, each once", widths)
     enough = channels[-1] >= shape[2]
     expect(enough, f"channels up to the {shape[2]} colours or more", channels)
     expect(trunk > 0 and head >= 0, "1 slot of the trunk or more", (trunk, head))
