@@ -9,6 +9,7 @@ zeros in a larger one.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -53,11 +54,12 @@ def reach(layer: Layer, image: tuple[int, int]) -> int:
     return min(layer.size, 2 * max(image) - 1)
 
 
-def choose_programs(choices: Choices) -> dict[Program, Program]:
+def choose_programs(choices: Choices, worth: float) -> dict[Program, Program]:
     """The program that each of those needed is computed by.
 
-    The largest ones have to be; then the one that spares the most multiplications
-    is added, as long as that is `WORTH` it. Images of all sizes count the same.
+    The largest ones have to be; then the one that spares the most multiplications is
+    added, as long as that is a share `worth` of them. Images of all sizes count the
+    same.
     """
     needs = needed(choices)
     group = np.array([2 * need.halvings + need.first for need in needs])
@@ -73,7 +75,7 @@ def choose_programs(choices: Choices) -> dict[Program, Program]:
     while True:
         paid = price[chosen].min(0)
         spared = np.maximum(paid - price, 0).sum(1)
-        if spared.max() < WORTH * paid.sum():
+        if spared.max() <= worth * paid.sum():
             taken = np.array(chosen)[price[chosen].argmin(0)]
             return {need: needs[i] for need, i in zip(needs, taken, strict=True)}
         chosen.append(int(spared.argmax()))
@@ -89,7 +91,9 @@ class Branches:
 
     def __init__(self, choices: Choices, train: bool):
         """Lists them."""
-        programs = choose_programs(choices)
+        # Elsewhere networks are trained side by side, and that computes all programs.
+        worth = WORTH if jax.default_backend() == "cpu" else 1.0
+        programs = choose_programs(choices, worth)
         self._widths = np.array(choices.widths)
         shape = len(choices.trunk), len(choices.images), 1 + len(self._widths)
         self._table, self._rooms = np.zeros(shape, np.int32), np.ones((*shape, 2), int)
