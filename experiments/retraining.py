@@ -65,9 +65,11 @@ def train_network(
     num_classes = len(dataset.class_names)
     confusion = confusion_of(network, state, test, normalized, num_classes)
     percent = metrics.classification_metrics(confusion)
+    by_class = metrics.per_class_metrics(confusion)
     trained = {k: v for k, v in state.params.items() if k != "auxiliary"}
     return {
         **{f"test_{name}": 100 * value for name, value in percent.items()},
+        **{f"test_{name}_by_class": 100 * x for name, x in by_class.items()},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained)),
     }
 

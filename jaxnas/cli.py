@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 import rich.table
 import rich.text
@@ -158,6 +159,8 @@ def show_result(result: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in result.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        if isinstance(value, list | np.ndarray):
+            shown = " ".join(f"{one:.4g}" for one in value)
         table.add_row(name.replace("_", " "), rich.text.Text(shown))
     rich.console.Console().print(table)
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxnas.base import Array, PyTree
 
 POPULATION = "population"
+PATIENCE = 10**6  # seconds
 
 
 def use_cpu_cores() -> None:
@@ -19,7 +20,12 @@ def use_cpu_cores() -> None:
 
     Small networks leave cores idle when each operation is spread over all of them;
     as devices, the cores train networks of their own. Elsewhere it changes nothing.
+    A core that is done waits for the others as long as they take: by default XLA ends
+    the process after 40 seconds.
     """
+    waits = "warn_stuck_timeout", "terminate_timeout"
+    flags = [f"--xla_cpu_collective_call_{wait}_seconds={PATIENCE}" for wait in waits]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
     allowed = getattr(os, "sched_getaffinity", None)  # only Linux has it
     cores = len(allowed(0)) if allowed else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", cores or 1)
@@ -44,7 +50,7 @@ def spread(f: Callable[[PyTree, PyTree], PyTree], mesh: Mesh):
       multiple of the number of devices: what is missing repeats one, and is dropped.
     """
     count = mesh.devices.size
-    if count == 1:
+    if list(mesh.devices.flat) == jax.devices()[:1]:
         return lambda same, parts, effort: f(same, parts)
     every, part = PartitionSpec(), PartitionSpec(POPULATION)
     sharded = jax.shard_map(

@@ -84,8 +84,12 @@ def test_cpu_cores_become_devices_where_the_system_does_not_say_which(monkeypatc
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(jax.config, "update", said.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     use_cpu_cores()
     assert said == {"jax_num_cpu_devices": 6}
+    # A core may wait for hours, and what the user said comes last.
+    assert "call_terminate_timeout_seconds=1000000" in os.environ["XLA_FLAGS"]
+    assert os.environ["XLA_FLAGS"].endswith(" --xla_one=1")
 
 
 def test_spread_on_one_device_calls_the_function():

@@ -16,14 +16,15 @@ import sklearn.metrics
 from trees import assert_trees_equal
 
 from jaxnas.base import DIVERGED, FULL, OK, InputError, Proposal, Strategy
-from jaxnas.data import batch_indices
 from jaxnas.encoding import one_hot
 from jaxnas.evaluators.population import population
+from jaxnas.evaluators.standalone import _Step
 from jaxnas.search import host_scan, search
 from jaxnas.spaces.chain import chain
+from jaxnas.spaces.multi_branch import OPS, multi_branch
 from jaxnas.strategies import STRATEGIES
 from jaxnas.tasks import Batch, classification
-from jaxnas.training import init_state, init_variables, make_update, sgd
+from jaxnas.training import init_state, init_variables, sgd
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SPACE = chain((8, 8, 1), channels=(4,), kernels=(1, 3), units=(8,), trunk=3, head=1)
@@ -97,55 +98,58 @@ def trained():
 # One network
 
 
-def train_alone(key, arch):
-    """The network's own 20 steps, from the supernet's initial variables."""
-    data = digits()["train"]
-    weights = one_hot(arch, SPACE.num_choices)
+def train_alone(space, supernet, key, arch, **size):
+    """The network's own 20 steps as `standalone` takes them, from the supernet's
+    initial variables."""
+    data = jax.tree.map(jnp.asarray, digits()["train"])
+    weights = one_hot(arch, space.num_choices)
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-    supernet = SPACE.network(num_classes=CLASSES)
     key_init = jax.random.fold_in(key, 0)
     full = init_variables(supernet, key_init, image, weights, train=True)
-    variables = {k: SPACE.restrict(v, arch) for k, v in full.items()}
-    network = SPACE.network(arch, num_classes=CLASSES)
-
-    def loss_fn(params, batch_stats, key, batch):
-        given = {"params": params, "batch_stats": batch_stats}
-        logits, changed = network.apply(
-            given, batch.images, train=True, mutable=["batch_stats"]
-        )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return loss.mean(), (changed.get("batch_stats", {}), {})
-
-    key_order, key_step = jax.random.split(jax.random.fold_in(key, 1))
-    update = make_update(loss_fn, TX)
-
-    @partial(jax.jit, compiler_options=FAST)
-    def step(i, state):
-        index = batch_indices(key_order, i, TRAIN, BATCH)
-        key_now = jax.random.fold_in(key_step, i)
-        images = prepare(key_now, jnp.asarray(data.images)[index])
-        batch = Batch(images, jnp.asarray(data.labels)[index])
-        return update(key_now, state, batch)[0]
-
+    variables = {k: space.restrict(v, arch) for k, v in full.items()}
+    network = space.network(arch, num_classes=CLASSES, **size)
+    step = _Step(network, classification(), prepare, TX, 20, BATCH, 0.0, 0.0)
+    run = jax.jit(step.__call__, compiler_options=FAST)
     state = init_state(variables, TX)
     for i in range(20):
-        state = step(i, state)
+        state, _ = run(jax.random.fold_in(key, 1), data, state, i)
     return variables["params"], state
 
 
-@pytest.mark.parametrize("place", range(3))
-def test_network_trains_for_20_steps_as_it_does_alone(place):
-    kept, arch = at(trained()[0], place), ARCHS[place]
-    first, alone = train_alone(jax.random.fold_in(KEYS[0], place), arch)
-    assert kept.train.step == alone.step == 20
-    found = [
-        SPACE.restrict(x, arch) for x in (kept.train.params, kept.train.batch_stats)
-    ]
+def assert_trained_alike(space, kept, first, alone, arch):
+    assert kept.step == alone.step == 20
+    found = [space.restrict(x, arch) for x in (kept.params, kept.batch_stats)]
     expected = [alone.params, alone.batch_stats]
     compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(compare, found, expected)
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), alone.params, first)
     assert max(jax.tree.leaves(moved)) > 0.1
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_network_trains_for_20_steps_as_it_does_alone(place):
+    kept, arch = at(trained()[0], place), ARCHS[place]
+    supernet = SPACE.network(num_classes=CLASSES)
+    key = jax.random.fold_in(KEYS[0], place)
+    first, alone = train_alone(SPACE, supernet, key, arch)
+    assert_trained_alike(SPACE, kept.train, first, alone, arch)
+
+
+def test_network_of_blocks_trains_for_20_steps_as_it_does_alone():
+    """Its batch norms are those of the network, not of a supernet that shares."""
+    space, size = multi_branch(blocks=1, branches=2), {"channels": 4, "cells": 1}
+    arch = space.from_string(f"concat({OPS[-1]},{OPS[1]})")
+    evaluator = make(space, num_slots=1, **size)
+    run = jax.jit(evaluator.evaluate, compiler_options=FAST)
+    proposal = Proposal(arch[None], jnp.array([FULL]), jnp.array([0]))
+    state = evaluator.init(KEYS[0])
+    kept, feedback = run(KEYS[0], evaluator.data, state, proposal)
+    supernet = space.network(num_classes=CLASSES, affine=True, **size)
+    key = jax.random.fold_in(KEYS[0], 0)
+    first, alone = train_alone(space, supernet, key, arch, **size)
+    assert_trained_alike(space, at(kept.train, 0), first, alone, arch)
+    trained = sum(x.size for x in jax.tree.leaves(alone.params))
+    assert feedback.metrics["parameters"][0] == trained
 
 
 @pytest.mark.parametrize("place", range(4))

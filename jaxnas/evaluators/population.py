@@ -1,8 +1,9 @@
 """Training many architectures of a space in one compiled program, for real.
 
 The program takes architectures as numbers, so that new ones need no compiling. The
-networks come from the space's supernet at one-hot weights: that of `chain` computes
-what an architecture has and nothing else, those of cells all of their operations.
+networks come from the space's supernet at one-hot weights. Where a device trains one
+after the other, as a CPU does, that of `chain` computes what an architecture has and
+nothing else; side by side, and for cells, all that there is to choose is computed.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def population(
     names = names_of(data) + (["parameters", "flops"] if space.sizes else [])
     check(data, batch_size, epochs, names, (fitness, *objectives))
     is_cpu = jax.default_backend() == "cpu"
-    supernet = space.network(num_classes=num_classes, **size)
+    supernet = _supernet(space, num_classes=num_classes, **size)
     trainer = Trainer(space, supernet, task, prepare, num_classes, tx, batch_size, size)
     mesh = population_mesh() if mesh is None else mesh
     data = jax.tree.map(jnp.asarray, data)
@@ -193,9 +194,10 @@ class Trainer(NamedTuple):
         def step(loop):
             step, state, _ = loop
             key_now = jax.random.fold_in(key_step, step)
+            key_prepare, key_update = jax.random.split(key_now)
             index = batch_indices(key_order, step, len(data.labels), self.batch_size)
-            images = self.prepare[0](key_now, data.images[index])
-            state, found = update(key_now, state, Batch(images, data.labels[index]))
+            images = self.prepare[0](key_prepare, data.images[index])
+            state, found = update(key_update, state, Batch(images, data.labels[index]))
             return step + 1, state, found["loss"]
 
         def goes_on(loop):  # what has diverged stays so
@@ -220,6 +222,15 @@ class Trainer(NamedTuple):
                     for name, value in metrics.items()
                 }
         return found
+
+
+def _supernet(space: SearchSpace, **size: Any) -> Any:
+    """The supernet with the batch norms that the space's networks have: weights that
+    many share would be normalised in another way."""
+    supernet = space.network(**size)
+    alone = space.network(space.sample(jax.random.key(0)), **size)
+    norms = {"affine", "pool_norm"} & set(vars(alone))
+    return supernet.clone(**{name: getattr(alone, name) for name in norms})
 
 
 def _operations(space: SearchSpace, archs: Array, shape: Any) -> Array:

@@ -267,8 +267,8 @@ def restrict(params: PyTree, arch: Array) -> PyTree:
 
 def _refuse_supernet():
     raise InputError(
-        "expected an architecture, for nasbench101 has no supernet: give network one, "
-        "or take the space nasbench201 or darts"
+        "expected an architecture, for nasbench101 has no supernet: give network one "
+        "(the evaluator standalone does), or take the space nasbench201 or darts"
     )
 
 
