@@ -186,8 +186,8 @@ def train_rest(
     cores, epochs = jax.device_count(), config.budgets[-1]
     run.clock("compiling")
     program = jax.jit(partial(measure, evaluator, config.budgets))
-    compiled = program.lower(key_train, evaluator.data, proposed(config, chains, 0))
-    measure_part = compiled.compile()
+    lowered = program.lower(key_train, evaluator.data, proposed(config, chains, 0))
+    measure_part = lowered.compile()
     progress.compiled()
     for start in range(done, total, together):
         run.clock(PHASE)

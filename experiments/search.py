@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from retraining import draw_curves, prepare, train_network
-from search_results import draw_search, write_candidates
+from search_results import FAILURES, draw_search, note_failure, write_candidates
 
 from jaxnas import cli, data, parallel, runs
 from jaxnas.base import (
@@ -32,6 +32,7 @@ from jaxnas.base import (
     Feedback,
     InputError,
     Log,
+    Proposal,
     SearchSpace,
     Strategy,
 )
@@ -96,7 +97,7 @@ class Config:
     final_epochs: int = 100
     """Of the training of the best network on all training images."""
     chunk: int = 100
-    """Steps of that training between two checkpoints."""
+    """Steps of that training between two checkpoints, at most."""
 
 
 PRESETS = {
@@ -177,7 +178,9 @@ def build(
     num_steps, num_slots = plan(config, strategy)
     parts = batches_of(config, dataset)
     is_population = config.evaluator == "population"
-    slots = {"num_slots": num_slots} if is_population else {}
+    own: dict[str, Any] = {"num_slots": num_slots}
+    if not is_population:
+        own = {"failed": partial(note_failure, config.workdir / FAILURES, space)}
     per_epoch = len(parts["train"].labels) // config.batch_size
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, config.epochs * per_epoch
@@ -193,7 +196,7 @@ def build(
         epochs=config.epochs,
         batch_size=config.batch_size,
         fitness=config.fitness,
-        **slots,
+        **own,
         **size,
     )
     if is_population and jax.default_backend() != "cpu":  # there, one at a time
@@ -217,9 +220,24 @@ def plan(config: Config, strategy: Strategy) -> tuple[int, int]:
     toy = Evaluator((), lambda key: (), evaluate)
     most = config.evaluations * config.epochs
     _, log = search(jax.random.key(0), strategy, toy, most)
-    spent = np.cumsum(np.minimum(log.proposal.budget, config.epochs).sum(1))
+    budget = np.minimum(log.proposal.budget, config.epochs)
+    if config.evaluator == "population":  # what goes on pays for the difference
+        budget = budget - epochs_before(log.proposal, budget)
+    spent = np.cumsum(budget.sum(1))
     num_steps = 1 + int(np.searchsorted(spent, config.evaluations * config.epochs))
     return min(num_steps, most), int(log.proposal.slot.max()) + 1
+
+
+def epochs_before(asked: Proposal, budget: np.ndarray) -> np.ndarray:
+    """The epochs that the slots' networks have behind them: int[T, B] of a log's."""
+    before, held = np.zeros_like(budget), {}
+    for place in np.ndindex(*budget.shape):
+        slot, arch = int(asked.slot[place]), asked.arch[place].tobytes()
+        if slot >= 0 and budget[place]:
+            kept, epochs = held.get(slot, (None, 0))
+            before[place] = epochs if kept == arch and epochs < budget[place] else 0
+            held[slot] = arch, budget[place]
+    return before
 
 
 def batches_of(config: Config, dataset: data.Dataset) -> dict[str, Batch]:
@@ -261,12 +279,13 @@ def work(
 
     compiled = config.evaluator == "population"
     if not compiled:
+        run.path(FAILURES)
         functions = {"ask": jax.jit(strategy.ask), "tell": jax.jit(strategy.tell)}
         strategy = strategy._replace(**functions)
     loop = partial(chunked_scan, compiled=compiled)
     with cli.phase(run, "searching", num_steps, 1, summarise, loop) as scan:
         (state, _), log = search(key_search, strategy, evaluator, num_steps, scan)
-    write_candidates(run.path("candidates.csv"), space, log)
+    write_candidates(run.path("candidates.csv"), space, log, config.epochs)
     draw_search(run, log, config.fitness)
     if not np.isfinite(log.feedback.fitness).any():
         raise InputError(
@@ -289,20 +308,23 @@ def work(
         tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(schedule, 0.9, 3e-4)),
         num_steps=num_final,
         batch_size=config.batch_size,
-        chunk=config.chunk,
+        chunk=min(config.chunk, ceil(num_final / 20)),  # a curve of 20 points or more
         cutout=False,
     )
     draw_curves(
         run, "retraining", {f"train_{x}": "training" for x in ("loss", "accuracy")}
     )
-    fitness = np.where(log.proposal.budget > 0, log.feedback.fitness, -np.inf)
+    found_by = (log.proposal.arch == np.asarray(arch)).all(-1) * log.proposal.budget
+    value = log.feedback.metrics[config.fitness][found_by == found_by.max()].max()
     return {
         "dataset": dataset.name,
         "space": space.name,
         "strategy": config.strategy,
         "architecture": found,
         "evaluations": float(log.feedback.cost.sum()) / config.epochs,
-        f"best_{config.fitness}": float(fitness.max()),
+        f"validation_{config.fitness}": float(
+            value if config.fitness == "cross_entropy" else 100 * value
+        ),
         "failed": int((log.feedback.status > 0).sum()),
         **trained,
         "search_steps_per_second": run.rate("searching"),

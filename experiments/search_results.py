@@ -8,9 +8,24 @@ import numpy as np
 from jaxnas import files, plots, runs
 from jaxnas.base import STATUSES, Log, SearchSpace
 
+FAILURES = "failures.txt"
 
-def write_candidates(path: Path, space: SearchSpace, log: Log) -> None:
-    """Writes a row for every candidate, in the order of asking."""
+
+def note_failure(path: Path, space: SearchSpace, arch: np.ndarray, why: str) -> None:
+    """Adds a line to the file of candidates that could not be trained."""
+    with files.writing(path), path.open("a") as file:
+        file.write(f"{space.to_string(arch)}: {why}\n")
+
+
+def write_candidates(path: Path, space: SearchSpace, log: Log, epochs: int) -> None:
+    """Writes a row for every candidate, in the order of asking.
+
+    Args:
+      path: where they go.
+      space: of the candidates.
+      log: of the search.
+      epochs: of a whole training.
+    """
     names = [*log.feedback.metrics]
     with files.writing(path), path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -21,7 +36,7 @@ def write_candidates(path: Path, space: SearchSpace, log: Log) -> None:
                 [
                     step,
                     space.to_string(log.proposal.arch[step, at]),
-                    f"{log.feedback.cost[step, at]:g}",
+                    min(log.proposal.budget[step, at], epochs),
                     f"{log.feedback.fitness[step, at]:.6g}",
                     STATUSES[log.feedback.status[step, at]],
                     *(f"{value:.6g}" for value in metrics),

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 
 from jaxnas.base import InputError, PyTree
 
+MARGIN = 10**5  # bytes of a checkpoint beside its arrays
 PARTIAL = "partial"
 """Folder name of a step that is being written or deleted."""
 
@@ -73,6 +74,7 @@ class Checkpoints(NamedTuple):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            _expect_room(partial, tree)
             _write(partial, tree)
             partial.rename(self.folder / str(step))
             for old in self.steps()[: -self.keep]:
@@ -81,7 +83,8 @@ class Checkpoints(NamedTuple):
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(
-                f"cannot write checkpoint {step} to {self.folder}: {_line(error)}"
+                f"cannot write checkpoint {step} to {self.folder}: {_line(error)}; "
+                "make room there or choose another --workdir, and start again"
             ) from error
 
     def delete(self) -> None:
@@ -122,6 +125,16 @@ class Checkpoints(NamedTuple):
         return jax.tree.unflatten(
             treedef,
             [_place(arrays.get(str(i)), leaf) for i, (_, leaf) in enumerate(wanted)],
+        )
+
+
+def _expect_room(folder: Path, tree: PyTree) -> None:
+    """Before the writing threads find out, each in its own words."""
+    needed = sum(getattr(leaf, "nbytes", 8) for leaf in jax.tree.leaves(tree))
+    free = shutil.disk_usage(folder).free
+    if free < needed + MARGIN:
+        raise OSError(
+            f"{(needed + MARGIN) / 1e6:.3g} MB are needed, {free / 1e6:.3g} are free"
         )
 
 

@@ -43,10 +43,10 @@ def main(
 ) -> NoReturn:
     """Runs an experiment from the command line and exits.
 
-    Exit codes: 0, 1 where a loss is not finite (FloatingPointError), 2 where
-    the input is wrong (InputError), 130 where it was interrupted, each with one
-    line on stderr; 141 where nobody reads the output any more. Any other exception
-    is a bug and keeps its traceback.
+    Exit codes: 0, 1 where a loss is not finite (FloatingPointError), 2 where the input
+    is wrong (InputError) or too big for the memory, 130 where it was interrupted, each
+    with one line on stderr; 141 where nobody reads the output any more. Any other
+    exception is a bug and keeps its traceback.
 
     Args:
       experiment: takes the configuration.
@@ -61,6 +61,12 @@ def main(
         code, line = 2, f"error: {error}"
     except FloatingPointError as error:
         code, line = 1, f"error: {error}"
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        why = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in why:
+            raise
+        code, line = 2, f"error: out of memory ({why:.150}): make batches, images or "
+        line += "networks smaller"
     except KeyboardInterrupt as error:
         said = ["interrupted", *map(str, error.args), "the same command goes on"]
         code, line = 130, "; ".join(said)

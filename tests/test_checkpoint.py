@@ -230,6 +230,19 @@ def test_checkpoint_of_text_is_refused(tmp_path):
     assert Checkpoints(tmp_path).steps() == []
 
 
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": np.zeros(10)})
+    usage = shutil.disk_usage(tmp_path)._replace(free=4 * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(InputError, match=r"8\.1 MB are needed, 4 are free") as error:
+        checkpoints.save(2, {"a": np.zeros(10**6)})
+    assert_one_line(error)
+    assert "make room" in str(error.value)
+    assert checkpoints.steps() == [1]
+    checkpoints.save(2, {"a": np.zeros(10**5)})
+
+
 def test_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -111,6 +111,12 @@ def test_wrong_flag_is_one_line_and_exit_code_2(capsys, monkeypatch, args, says)
         (InputError("expected a, got b"), 2, "error: expected a, got b\n"),
         (FloatingPointError("loss is nan"), 1, "error: loss is nan\n"),
         (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore"),
+            2,
+            "error: out of memory (RESOURCE_EXHAUSTED: 9 GB): make batches, images or "
+            "networks smaller\n",
+        ),
+        (
             KeyboardInterrupt("kept 20"),
             130,
             "interrupted; kept 20; the same command goes on\n",

@@ -36,6 +36,13 @@ def test_band_is_of_the_mean_of_bootstrapped_seeds():
         assert end == pytest.approx(expected, abs=0.4 * error)
 
 
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_curves_that_are_gaps_alone_make_a_picture(value, tmp_path):
+    figure = plot_regret({"a": (X, np.full((3, len(X)), value))})
+    save(figure, tmp_path / "regret.png")
+    assert figure.axes[0].get_yscale() == "linear"
+
+
 def test_axis_of_regret_is_logarithmic():
     axes = plot_regret({"a": falling()}).axes[0]
     assert axes.get_yscale() == "log"

@@ -1,6 +1,7 @@
 """The search with real training from one end to the other, at a tiny size."""
 
 import csv
+import dataclasses
 import importlib
 import json
 import os
@@ -95,7 +96,12 @@ def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
     assert {row["status"] for row in rows} == {"ok"}
     best = max(rows, key=lambda row: float(row["accuracy"]))
     assert result["architecture"] == best["architecture"]
-    assert result["best_accuracy"] == pytest.approx(float(best["accuracy"]), abs=1e-5)
+    assert result["validation_accuracy"] == pytest.approx(
+        100 * float(best["accuracy"]), abs=1e-3
+    )
+    by_class = result["test_recall_by_class"]
+    assert len(by_class) == 3
+    assert np.mean(by_class) == pytest.approx(result["test_recall"])
     for name in ("curves_searching.png", "curves_retraining.png"):
         with Image.open(folder / name) as picture:
             assert len(picture.convert("L").getcolors()) > 10
@@ -153,6 +159,10 @@ def test_standalone_trains_each_by_itself_and_says_why_one_failed(
     assert said == [STATUSES[OUT_OF_MEMORY], STATUSES[FAILED], *["ok"] * 4]
     assert [row["fitness"] for row in rows[:2]] == ["-inf", "-inf"]
     assert read(folder)["failed"] == 2
+    lines = (folder / "failures.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(rows[0]["architecture"])
+    assert lines[0].endswith("RESOURCE_EXHAUSTED: out of memory")
     assert run(*args)[0] == 0  # a finished run says its result
 
 
@@ -218,9 +228,12 @@ def test_halving_goes_on_with_what_it_promotes(experiment):
     make = experiment.STRATEGIES["successive_halving"]
     strategy = make(space, budgets=(1, 3, 9), population_size=4, batch_size=2)
     steps, slots = experiment.plan(config, strategy)
-    # A bracket: four for one epoch, one of them for three and for nine: 16 epochs
-    # asked for in four steps; four evaluations are 36.
-    assert (steps, slots) == (10, 4)
+    # A bracket: four for one epoch, one of them to three and to nine: 4 + 2 + 6 epochs
+    # in four steps; four evaluations are 36.
+    assert (steps, slots) == (12, 4)
+    alone = dataclasses.replace(config, evaluator="standalone")
+    # Who starts afresh takes 4 + 3 + 9.
+    assert experiment.plan(alone, strategy)[0] == 10
 
 
 @pytest.mark.parametrize(

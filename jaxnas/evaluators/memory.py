@@ -1,6 +1,7 @@
 """How many networks a device can train side by side, by what XLA says it takes."""
 
 from collections.abc import Callable
+from math import inf
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def largest_group(
     arch = jnp.zeros((batch_size, num_decisions), jnp.int32)
     every = jnp.ones(batch_size, jnp.int32)
     proposal = Proposal(arch, FULL * every, -every)
-    group = batch_size
+    group = -(-batch_size // jax.device_count())
     while (taken := _taken(make(group), proposal)) > memory:
         if group == 1:
             raise InputError(
@@ -45,9 +46,14 @@ def largest_group(
     return group
 
 
-def _taken(evaluator: Evaluator, proposal: Proposal) -> int:
+def _taken(evaluator: Evaluator, proposal: Proposal) -> float:
     key = jax.random.key(0)
     args = key, evaluator.data, jax.eval_shape(evaluator.init, key), proposal
-    found = jax.jit(evaluator.evaluate).lower(*args).compile().memory_analysis()
+    try:
+        found = jax.jit(evaluator.evaluate).lower(*args).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # some compilers say so themselves
+            return inf
+        raise
     parts = "argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes"
     return sum(getattr(found, part) for part in parts)

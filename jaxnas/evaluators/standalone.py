@@ -162,6 +162,7 @@ def standalone(
     batch_size: int = 64,
     fitness: str = "accuracy",
     objectives: Sequence[str] = (),
+    failed: Callable[[np.ndarray, str], None] | None = None,
     measure: bool = False,
     **size: Any,
 ) -> Evaluator:
@@ -169,10 +170,13 @@ def standalone(
 
     A program cannot choose which network it is, so searching with it takes
     `chunked_scan(..., compiled=False)` and a strategy whose functions are jitted.
-    Networks of one shape are compiled once. One that cannot be compiled, or has no
-    room in memory, gets -inf and the status FAILED or OUT_OF_MEMORY.
+    Networks of one shape are compiled once a budget. One that cannot be built or
+    compiled, or has no room in memory, gets -inf and the status FAILED or
+    OUT_OF_MEMORY. What a slot holds is not gone on with: all start afresh.
 
-    Args, metrics and cost are those of `evaluators.population.population`, and:
+    Args, metrics and cost are those of `evaluators.population.population`, but for its
+    num_slots, group and mesh, and:
+      failed: takes the architecture int32[D] and why it failed, a line.
       measure: whether to add the metrics `memory`, the bytes that the compiled
         program takes which classifies a batch, and `latency`, its median seconds.
 
@@ -182,16 +186,26 @@ def standalone(
     names = [*names_of(data), "parameters", *(["flops"] if space.sizes else [])]
     names += ["memory", "latency"] if measure else []
     check(data, batch_size, epochs, names, (fitness, *objectives))
-    trainer = _Trainer(space, task, prepare, num_classes, tx, batch_size, measure, size)
+    sizes = space.sizes and jax.jit(
+        partial(space.sizes, num_classes=num_classes, **size), static_argnums=1
+    )
+    trainer = _Trainer(
+        space, task, prepare, num_classes, tx, batch_size, measure, size, sizes
+    )
+    data = jax.tree.map(jnp.asarray, data)
 
     def train_all(key: Any, arch: Any, budget: Any) -> tuple[np.ndarray, np.ndarray]:
         key = jax.random.wrap_key_data(jnp.asarray(key))
-        answers = [
-            trainer(jax.random.fold_in(key, i), data, np.asarray(one), int(asked))
-            for i, (one, asked) in enumerate(zip(arch, budget, strict=True))
-        ]
-        rows = [[found.get(name, np.nan) for name in names] for found, _ in answers]
-        return np.array(rows, np.float32), np.array([s for _, s in answers], np.int32)
+        rows, status = [], []
+        for i, (one, asked) in enumerate(zip(np.asarray(arch), budget, strict=True)):
+            found, answer, why = trainer(
+                jax.random.fold_in(key, i), data, one, int(asked)
+            )
+            if why and failed:
+                failed(one, why)
+            rows.append([found.get(name, np.nan) for name in names])
+            status.append(answer)
+        return np.array(rows, np.float32), np.array(status, np.int32)
 
     def evaluate(key: Array, data: Any, state: tuple[()], proposal: Proposal):
         del data
@@ -227,18 +241,19 @@ class _Trainer(NamedTuple):
     batch_size: int
     measure: bool
     size: dict[str, Any]
+    sizes: Callable[..., tuple[Array, Array]] | None  # parameters and operations
 
     def __call__(
         self, key: Array, data: dict[str, Batch], arch: np.ndarray, epochs: int
-    ) -> tuple[dict[str, float], int]:
+    ) -> tuple[dict[str, float], int, str]:
         if not epochs:
-            return {}, OK
+            return {}, OK, ""
         try:
-            return self.train(key, data, arch, epochs), OK
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            said = str(error)
+            return self.train(key, data, arch, epochs), OK, ""
+        except Exception as error:  # whatever is wrong with it, others are not
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
             full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said
-            return {}, OUT_OF_MEMORY if full else FAILED
+            return {}, OUT_OF_MEMORY if full else FAILED, said
 
     def train(self, key, data, arch, epochs) -> dict[str, float]:
         network = self.space.network(arch, num_classes=self.num_classes, **self.size)
@@ -267,12 +282,9 @@ class _Trainer(NamedTuple):
                     for name, value in metrics.items()
                 }
         found["parameters"] = sum(x.size for x in jax.tree.leaves(state.params))
-        if self.space.sizes:
+        if self.sizes:
             shape = data["train"].images.shape[1:]
-            sizes = self.space.sizes(
-                jnp.asarray(arch), shape, num_classes=self.num_classes, **self.size
-            )
-            found["flops"] = float(sizes[1])
+            found["flops"] = float(self.sizes(jnp.asarray(arch), shape)[1])
         if self.measure:
             images = self.prepare[1](
                 jnp.asarray(data["valid"].images[: self.batch_size])

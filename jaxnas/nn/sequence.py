@@ -32,7 +32,7 @@ def sequence(
       params: arrays [L, ...].
 
     Returns:
-      The last x, and what was found, [L, ...]: zeros for a step that is not there.
+      The last x, and what was found, [L, ...], of the steps that there are.
     """
     x, found, _ = _run(step, there, fixed, x, params, keep=False)
     return x, found

@@ -24,7 +24,8 @@ def plot_regret(
     """Plots the mean regret of each strategy with its 95 % bootstrap band, log y.
 
     The legend has the least final regret last. Where a seed has no number yet (NaN),
-    and where every seed has found the best, the curve has a gap.
+    and where every seed has found the best, the curve has a gap. Where all have gaps
+    alone, the axis is not logarithmic.
 
     Args:
       curves: name of a strategy -> (spent float[N], regret float[S, N] of S seeds, 0
@@ -55,8 +56,9 @@ def plot_regret(
         (handles[name],) = axes.plot(
             x, mean, color=color, linestyle=dash, linewidth=1.6, label=name
         )
-    axes.set_yscale("log")
-    _label_decades(axes.yaxis)
+    if any((mean > 0).any() for mean, *_ in bands.values()):
+        axes.set_yscale("log")
+        _label_decades(axes.yaxis)
     axes.set_xlabel(xlabel, **LABEL)
     axes.set_ylabel(ylabel, **LABEL)
     axes.margins(x=0.01)
