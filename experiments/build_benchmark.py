@@ -106,6 +106,8 @@ def main(config: Config) -> None:
         result = run.result() or run.finish(summary(table, run))
         cli.show_result(result)
         print(f"the table is {output}, other files are in {run.folder}")
+        if config.architectures:
+            print("it has a part of the space: tabular_search.py wants --partial")
     if other is not None:
         compare(table, other)
 

@@ -10,7 +10,7 @@ import optax
 
 from jaxnas import cli, data, metrics, plots, runs
 from jaxnas.base import Array
-from jaxnas.evaluators.standalone import confusion_of, fit
+from jaxnas.evaluators.fit import confusion_of, fit
 from jaxnas.tasks import Batch, classification
 
 

@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from retraining import draw_curves, prepare, train_network
+from search_plan import plan
 from search_results import FAILURES, draw_search, note_failure, write_candidates
 
 from jaxnas import cli, data, parallel, runs
 from jaxnas.base import (
     Evaluator,
-    Feedback,
     InputError,
     Log,
-    Proposal,
     SearchSpace,
     Strategy,
 )
@@ -208,41 +206,9 @@ def build(
     return space, strategy, make(), size, num_steps
 
 
-def plan(config: Config, strategy: Strategy) -> tuple[int, int]:
-    """The steps that spend the evaluations, and the slots for networks that go on."""
-
-    def evaluate(key, data, state, proposal):  # budgets do not follow from answers
-        ones = jnp.ones(len(proposal.budget))
-        return state, Feedback(ones, ones, jnp.int32(ones), {})
-
-    if "budgets" not in inspect.signature(STRATEGIES[config.strategy]).parameters:
-        return ceil(config.evaluations / config.batch), 0
-    toy = Evaluator((), lambda key: (), evaluate)
-    most = config.evaluations * config.epochs
-    _, log = search(jax.random.key(0), strategy, toy, most)
-    budget = np.minimum(log.proposal.budget, config.epochs)
-    if config.evaluator == "population":  # what goes on pays for the difference
-        budget = budget - epochs_before(log.proposal, budget)
-    spent = np.cumsum(budget.sum(1))
-    num_steps = 1 + int(np.searchsorted(spent, config.evaluations * config.epochs))
-    return min(num_steps, most), int(log.proposal.slot.max()) + 1
-
-
-def epochs_before(asked: Proposal, budget: np.ndarray) -> np.ndarray:
-    """The epochs that the slots' networks have behind them: int[T, B] of a log's."""
-    before, held = np.zeros_like(budget), {}
-    for place in np.ndindex(*budget.shape):
-        slot, arch = int(asked.slot[place]), asked.arch[place].tobytes()
-        if slot >= 0 and budget[place]:
-            kept, epochs = held.get(slot, (None, 0))
-            before[place] = epochs if kept == arch and epochs < budget[place] else 0
-            held[slot] = arch, budget[place]
-    return before
-
-
 def batches_of(config: Config, dataset: data.Dataset) -> dict[str, Batch]:
     """Four fifths of the training images to train candidates, a fifth to compare."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    key, *_ = jax.random.split(jax.random.key(config.seed), 3)
     images, labels = dataset.train_images, dataset.train_labels
     train, valid = data.split(key, images, labels, 0.8)
     first = slice(config.train_examples)
@@ -261,7 +227,7 @@ def work(
     num_steps: int,
 ) -> dict[str, Any]:
     """Searches, draws and trains; returns what result.json says of it."""
-    key_search, key_train = jax.random.split(jax.random.key(config.seed))
+    _, key_search, key_train = jax.random.split(jax.random.key(config.seed), 3)
 
     def summarise(log: Log) -> dict[str, Any]:
         before = run.log.read("searching")  # of this start and earlier ones

@@ -31,6 +31,7 @@ SIZES = "--search-cells 1 --search-channels 2 --search-batch-size 4 --search-ste
 SIZES += " --cells 1 --channels 2 --batch-size 4 --steps 7 --chunk 2"
 TINY = ["--dataset", "digits", *SIZES.split()]
 NUMBERS = {"test_accuracy", "test_precision", "test_recall", "test_f1", "parameters"}
+BY_CLASS = {f"test_{name}_by_class" for name in ("precision", "recall", "f1")}
 CLOCKS = {f"seconds_{phase}" for phase in ("compiling", "searching", "retraining")} | {
     f"{phase}_steps_per_second" for phase in ("search", "retrain")
 }
@@ -167,7 +168,7 @@ def test_run_logs_every_chunk_of_both_phases(whole):
 
 def test_result_is_of_the_network_of_the_genotype(whole):
     result = read(whole, "result.json")
-    assert result.keys() == NUMBERS | CLOCKS | {
+    assert result.keys() == NUMBERS | BY_CLASS | CLOCKS | {
         *("dataset", "genotype", "jax_version", "device"),
     }
     assert result["dataset"] == "digits"
@@ -189,6 +190,10 @@ def test_result_is_of_the_network_of_the_genotype(whole):
     right = result["test_accuracy"] / 100 * len(data.load("digits").test_labels)
     assert right == pytest.approx(round(right), abs=1e-3)
     assert all(0 <= result[name] <= 100 for name in NUMBERS - {"parameters"})
+    for name in BY_CLASS:
+        assert len(result[name]) == 10
+        mean = result[name.removesuffix("_by_class")]
+        assert np.mean(result[name]) == pytest.approx(mean)
 
 
 def test_second_start_prints_the_finished_result(

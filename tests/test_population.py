@@ -17,8 +17,8 @@ from trees import assert_trees_equal
 
 from jaxnas.base import DIVERGED, FULL, OK, InputError, Proposal, Strategy
 from jaxnas.encoding import one_hot
+from jaxnas.evaluators.fit import Step
 from jaxnas.evaluators.population import population
-from jaxnas.evaluators.standalone import _Step
 from jaxnas.search import host_scan, search
 from jaxnas.spaces.chain import chain
 from jaxnas.spaces.multi_branch import OPS, multi_branch
@@ -108,7 +108,7 @@ def train_alone(space, supernet, key, arch, **size):
     full = init_variables(supernet, key_init, image, weights, train=True)
     variables = {k: space.restrict(v, arch) for k, v in full.items()}
     network = space.network(arch, num_classes=CLASSES, **size)
-    step = _Step(network, classification(), prepare, TX, 20, BATCH, 0.0, 0.0)
+    step = Step(network, classification(), prepare, TX, 20, BATCH, 0.0, 0.0)
     run = jax.jit(step.__call__, compiler_options=FAST)
     state = init_state(variables, TX)
     for i in range(20):

@@ -24,7 +24,11 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
 # Little is computed here, so most of the compiler's work would be lost.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-MAKERS = {**SPACES, "categorical": lambda: categorical((3, 2, 4, 5, 1, 6, 4))}
+MAKERS = {
+    **SPACES,
+    "chain": lambda: SPACES["chain"](IMAGES.shape[1:]),
+    "categorical": lambda: categorical((3, 2, 4, 5, 1, 6, 4)),
+}
 
 
 @functools.cache

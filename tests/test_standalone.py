@@ -8,7 +8,7 @@ from trees import assert_trees_equal
 
 from jaxnas.base import InputError
 from jaxnas.checkpoint import Checkpoints
-from jaxnas.evaluators.standalone import confusion_of, fit
+from jaxnas.evaluators.fit import confusion_of, fit
 from jaxnas.search import chunked_scan
 from jaxnas.spaces.darts import darts
 from jaxnas.spaces.genotype import DARTS_V2

@@ -148,7 +148,7 @@ def _check_shapes(where: Path, names: Sequence[Any], shapes: Sequence) -> None:
     what = "all images to have one height, width and number of colours"
     texts = ["x".join(map(str, shape)) for shape in shapes]
     came = f"{texts[0]} in {names[0]} and {texts[1]} in {names[1]}"
-    remedy = "give an image size, to which all are resized"
+    remedy = "give an image size (--image-size), to which all are resized"
     if shapes[0][:2] == shapes[1][:2]:
         remedy = "make all grey or all RGB"
     _expect(where, False, what, came, remedy)

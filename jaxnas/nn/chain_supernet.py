@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnas.base import Array, InputError
-from jaxnas.nn.chain import ACTIVATIONS, MOMENTUM, Layer
+from jaxnas.nn.chain import ACTIVATIONS, LINKS, MOMENTUM, Layer
 from jaxnas.nn.chain_branches import Branches
 from jaxnas.nn.chain_walk import Choices, Met, walk
 from jaxnas.nn.dispatch import dispatch
@@ -153,5 +153,11 @@ def _slot(branches: Branches, linked: bool, fixed, x: Array, params):
     y, found = dispatch(branches.functions, function, how, x, *params)
     if linked:
         behind = jnp.roll(y, met.before, -1)
-        y = jnp.where(met.link == 1, x + y, jnp.where(met.link == 2, x + behind, y))
+        y = lax.select_n(
+            met.link,
+            *(
+                {"none": y, "residual": x + y, "dense": x + behind}[name]
+                for name in LINKS
+            ),
+        )
     return y, found

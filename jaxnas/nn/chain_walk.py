@@ -80,9 +80,11 @@ def walk(choices: Choices, arch: Array) -> tuple[Met, Array, Array]:
         width, halvings, first = carry
         choice, link = slot
         out = jnp.where(widths[choice] > 0, widths[choice], width)
-        too_wide = (link == 2) & (width + out > choices.max_width)
+        too_wide = (link == LINKS.index("dense")) & (width + out > choices.max_width)
         link = jnp.where(linked[choice] & ~too_wide, link, 0)
-        after = jnp.stack([out, jnp.maximum(width, out), width + out])[link]
+        widths_after = {"none": out, "residual": jnp.maximum(width, out)}
+        widths_after["dense"] = width + out
+        after = jnp.stack([widths_after[name] for name in LINKS])[link]
         met = Met(choice, link, width, out, halvings, first)
         still = first & (widths[choice] == 0) & (after == colours)
         return (after, halvings + pools[choice], still), met

@@ -1,0 +1,45 @@
+"""How many steps of a search spend the evaluations that were asked for."""
+
+import inspect
+from math import ceil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnas.base import Evaluator, Feedback, Proposal, Strategy
+from jaxnas.search import search
+from jaxnas.strategies import STRATEGIES
+
+
+def plan(config: Any, strategy: Strategy) -> tuple[int, int]:
+    """The steps that spend the evaluations, and the slots for networks that go on."""
+
+    def evaluate(key, data, state, proposal):  # budgets do not follow from answers
+        ones = jnp.ones(len(proposal.budget))
+        return state, Feedback(ones, ones, jnp.int32(ones), {})
+
+    if "budgets" not in inspect.signature(STRATEGIES[config.strategy]).parameters:
+        return ceil(config.evaluations / config.batch), 0
+    toy = Evaluator((), lambda key: (), evaluate)
+    most = config.evaluations * config.epochs
+    _, log = search(jax.random.key(0), strategy, toy, most)
+    budget = np.minimum(log.proposal.budget, config.epochs)
+    if config.evaluator == "population":  # what goes on pays for the difference
+        budget = budget - epochs_before(log.proposal, budget)
+    spent = np.cumsum(budget.sum(1))
+    num_steps = 1 + int(np.searchsorted(spent, config.evaluations * config.epochs))
+    return min(num_steps, most), int(log.proposal.slot.max()) + 1
+
+
+def epochs_before(asked: Proposal, budget: np.ndarray) -> np.ndarray:
+    """The epochs that the slots' networks have behind them: int[T, B] of a log's."""
+    before, held = np.zeros_like(budget), {}
+    for place in np.ndindex(*budget.shape):
+        slot, arch = int(asked.slot[place]), asked.arch[place].tobytes()
+        if slot >= 0 and budget[place]:
+            kept, epochs = held.get(slot, (None, 0))
+            before[place] = epochs if kept == arch and epochs < budget[place] else 0
+            held[slot] = arch, budget[place]
+    return before
