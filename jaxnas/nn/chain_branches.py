@@ -1,7 +1,7 @@
 """The functions between which a slot of a chain's supernet chooses.
 
 A convolution could be compiled for every image, kernel and pair of widths, and none
-would compute more than it has to; but compiling takes half a second each. So a few
+would compute more than it has to; but each takes 0.4 s to trace and compile. So a few
 are, those that spare the most, and what there is no program for takes the place of
 zeros in a larger one.
 """
