@@ -70,7 +70,7 @@ def fit(
 class Step(NamedTuple):
     """A step of training; equal for equal members, so that jit compiles it once."""
 
-    network: Any
+    network: Any  # of images and the weights that a step is given
     task: Task
     prepare: Callable[[Array, Array], Array]
     tx: optax.GradientTransformation
@@ -79,21 +79,25 @@ class Step(NamedTuple):
     auxiliary: float
     drop_path: float
 
-    def __call__(self, key: Array, data: Batch, state: TrainState, step: Array):
+    def __call__(
+        self, key: Array, data: Batch, state: TrainState, step: Array, *weights: Array
+    ):
         key_order, key_step = jax.random.split(key)
         key_prepare, key_drop = jax.random.split(jax.random.fold_in(key_step, step))
         index = batch_indices(key_order, step, len(data.labels), self.batch_size)
         images = self.prepare(key_prepare, data.images[index])
         update = make_update(self.loss, self.tx)
-        return update((step, key_drop), state, Batch(images, data.labels[index]))
+        batch = Batch(images, data.labels[index])
+        return update((step, key_drop, weights), state, batch)
 
     def loss(self, params, batch_stats, key, batch):
-        (step, key_drop), images = key, batch.images
+        step, key_drop, weights = key
         variables = {"params": params, "batch_stats": batch_stats}
         drop_rate = self.drop_path * step / self.num_steps if self.drop_path else None
         logits, changed = self.network.apply(
             variables,
-            images,
+            batch.images,
+            *weights,
             drop_rate=drop_rate,
             train=True,
             mutable=["batch_stats", "auxiliary"],

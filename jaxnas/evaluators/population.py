@@ -17,13 +17,13 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jaxnas.base import OK, Array, Evaluator, Feedback, Proposal, SearchSpace
-from jaxnas.data import batch_indices
 from jaxnas.encoding import one_hot
 from jaxnas.evaluators.answers import PARTS, check, names_of, worth
+from jaxnas.evaluators.fit import Step
 from jaxnas.metrics import classification_metrics
 from jaxnas.parallel import population_mesh, spread
 from jaxnas.tasks import Batch, Task, judge
-from jaxnas.training import TrainState, init_state, init_variables, make_update
+from jaxnas.training import TrainState, init_state, init_variables
 
 
 class Kept(NamedTuple):
@@ -179,26 +179,14 @@ class Trainer(NamedTuple):
 
     def train(self, key, data, weights, state, start, end, per_epoch) -> TrainState:
         """Takes the steps from the end of one epoch to the end of another."""
-        key_order, key_step = jax.random.split(jax.random.fold_in(key, 1))
-        network = self.network
-
-        def loss_fn(params, batch_stats, key, batch):
-            variables = {"params": params, "batch_stats": batch_stats}
-            logits, changed = network.apply(
-                variables, batch.images, weights, train=True, mutable=["batch_stats"]
-            )
-            return self.task.loss(logits, batch), (changed["batch_stats"], {})
-
-        update = make_update(loss_fn, self.tx)
+        how = self.network, self.task, self.prepare[0], self.tx, 0, self.batch_size
+        one = Step(*how, auxiliary=0.0, drop_path=0.0)
+        key = jax.random.fold_in(key, 1)
 
         def step(loop):
-            step, state, _ = loop
-            key_now = jax.random.fold_in(key_step, step)
-            key_prepare, key_update = jax.random.split(key_now)
-            index = batch_indices(key_order, step, len(data.labels), self.batch_size)
-            images = self.prepare[0](key_prepare, data.images[index])
-            state, found = update(key_update, state, Batch(images, data.labels[index]))
-            return step + 1, state, found["loss"]
+            number, state, _ = loop
+            state, found = one(key, data, state, number, weights)
+            return number + 1, state, found["loss"]
 
         def goes_on(loop):  # what has diverged stays so
             return (loop[0] < end * per_epoch) & jnp.isfinite(loop[2])
