@@ -53,6 +53,15 @@ class Feedback(NamedTuple):
     grad: Array | None = None  # float32[B, D, K], d fitness / d arch
 
 
+class Cells(NamedTuple):
+    """What the decisions are, where each is an operation on an edge of a cell."""
+
+    # D entries, the node that the edge enters; each cell has numbers of its own
+    targets: tuple[int, ...]
+    op_names: tuple[str, ...]  # K entries; "none" and "skip_connect" among them
+    reduction: tuple[bool, ...]  # D entries, whether the cell is the reduction cell
+
+
 class SearchSpace(NamedTuple):
     """A set of architectures, each an `int32[D]`, and how to move in it.
 
@@ -76,6 +85,7 @@ class SearchSpace(NamedTuple):
     # sizes(arch, image_shape, **size) -> parameters int32[], operations of one image
     # float32[]; traceable by the architecture. None: the space does not know them.
     sizes: Callable[..., tuple[Array, Array]] | None = None
+    cells: Cells | None = None  # None: decisions are something else
 
 
 class Strategy(NamedTuple):

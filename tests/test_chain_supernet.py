@@ -92,6 +92,28 @@ def test_supernet_trains_each_network_as_it_is_by_itself(links):
             assert_nothing_elsewhere(variables["params"], few["params"])
 
 
+def test_shared_weights_are_those_of_each_network():
+    space = make(links=LINKS)
+    supernet = space.network(num_classes=CLASSES, shared=True)
+    archs = [jnp.asarray(read(space, LINKS, text)) for text in ARCHS[LINKS]]
+    given = KEY, np.float32(IMAGES), one_hot(archs[0], space.num_choices)
+    variables = init_variables(supernet, *given)
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda x: x.astype(float), variables)
+        run = jax.jit(partial(outputs_of, supernet), compiler_options=FAST)
+        compare = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+        for arch in archs:
+            logits, grad, stats, tested = run(
+                variables, one_hot(arch, space.num_choices)
+            )
+            of_arch = partial(space.restrict, arch=arch)
+            network = space.network(arch, num_classes=CLASSES)
+            alone = jax.jit(partial(outputs_of, network), compiler_options=FAST)
+            few = {k: of_arch(v) for k, v in variables.items()}
+            found = logits, of_arch(grad), of_arch(stats), tested
+            jax.tree.map(compare, found, alone(few))
+
+
 def assert_nothing_elsewhere(full, few):
     """What a network does not have is zero; norms that it has not start at one."""
     for part in ("kernel", "bias"):

@@ -1,4 +1,4 @@
-"""The convolution by band matrices is the one that XLA has."""
+"""The convolution by band matrices, and that by patches, is the one that XLA has."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas.nn.convolution import TILE, WHOLE_ROW, by_bands, by_lax, convolution
+from jaxnas.nn.convolution import TILE, WHOLE_ROW, by_bands, convolution
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Whole rows, tiles that fit, and tiles of which the last is longer than the image.
@@ -16,6 +16,18 @@ IMAGES = [(1, 1), (2, 3), (3, 5), (8, 8), (9, 9), (10, 7), (7, 10), (16, 16)]
 
 def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
+
+
+def by_lax(x, kernel, stride=1, padding=None):
+    """Written out, for the half of an odd kernel as padding."""
+    border = len(kernel) // 2 if padding is None else padding
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(border, border)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def result_and_pulled(form, x, kernel, cotangent):
@@ -46,6 +58,58 @@ def test_bands_are_the_convolution_of_lax_and_its_gradients(size):
             for form in (by_bands, by_lax)
         )
     compare = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12, strict=True)
+    jax.tree.map(compare, found, expected)
+
+
+# The side of a kernel, the stride, the padding; None is half of the kernel.
+WINDOWS = [(1, 2, None), (2, 1, 0), (2, 2, None), (3, 1, 0), (3, 2, None), (4, 3, 1)]
+
+
+def test_convolution_of_any_window_is_that_of_lax_and_its_gradients():
+    """Even kernels, strides and borders, on images of even and of odd sides."""
+    given = [
+        (draw(0, 2, *image, 3), draw(1, size, size, 3, 5))
+        for image in ((4, 5), (7, 6))
+        for size, _, _ in WINDOWS
+    ]
+
+    def every(form, given):
+        """Values, gradients, and how these change along the images and kernels."""
+
+        def one(x, kernel, stride, padding):
+            def loss(x, kernel):
+                return jnp.cos(form(x, kernel, stride, padding)).sum()
+
+            gradient = jax.grad(loss, (0, 1))
+            pushed = jax.jvp(gradient, (x, kernel), (jnp.sin(x), jnp.sin(kernel)))
+            return form(x, kernel, stride, padding), pushed
+
+        windows = [window[1:] for window in WINDOWS] * 2
+        return [one(*a, *b) for a, b in zip(given, windows, strict=True)]
+
+    with jax.enable_x64(True):
+        found, expected = (
+            jax.jit(partial(every, form), compiler_options=FAST)(given)
+            for form in (convolution, by_lax)
+        )
+    compare = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11, strict=True)
+    jax.tree.map(compare, found, expected)
+
+
+def test_convolution_has_its_gradient_by_one_argument_alone():
+    """As where images are data, or kernels are fixed."""
+    x, kernel = draw(0, 2, 4, 9, 3), draw(1, 3, 3, 3, 2)
+
+    def gradients(form):
+        def value(x, kernel):
+            return jnp.square(form(x, kernel)).sum()
+
+        return [jax.grad(value, which)(x, kernel) for which in (0, 1)]
+
+    with jax.enable_x64(True):
+        run = jax.jit(gradients, static_argnums=0, compiler_options=FAST)
+        found, expected = run(by_bands), run(by_lax)
+    compare = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
     jax.tree.map(compare, found, expected)
 
 

@@ -3,14 +3,19 @@
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas.nn.cell import Cell, Edge
+from jaxnas.base import InputError
+from jaxnas.nn.cell import Cell
+from jaxnas.nn.graph import Edge
+from jaxnas.nn.ops import ReluConvNorm
 from jaxnas.nn.pooling import avg_pool, max_pool
 from jaxnas.nn.skeleton import AuxiliaryHead, DartsNetwork, NasBench201Network
+from jaxnas.spaces import SPACES
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 FAST = {"xla_backend_optimization_level": 0}
@@ -97,6 +102,63 @@ def test_cell_drops_paths_by_example_but_no_identity():
     np.testing.assert_allclose(states[4], fourth, rtol=1e-5, atol=1e-5)
 
 
+def quarter_of(states, weights, edges, stride):
+    """A state of 8 channels, of which operations see the first 2, in numpy."""
+    seen, passed = 0.0, 0.0
+    for at, (source, k, pool) in edges.items():
+        x, by = states[source], stride if source < 2 else 1
+        seen = seen + weights[at, k] * np.asarray(pool(x[..., :2], by))
+        whole = x[..., 2:]
+        if by == 2:  # the largest of 2x2 pixels, of those in the image
+            sides = [(0, side % 2) for side in x.shape[1:3]]
+            whole = np.pad(whole, ((0, 0), *sides, (0, 0)), constant_values=-np.inf)
+            corners = [whole[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+            whole = np.max(corners, 0)
+        passed = passed + weights[at].sum() * whole
+    x = np.concatenate([seen, passed], -1)
+    # Of four groups of two channels, the first of each, then the second of each.
+    return x[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_cell_in_part_passes_the_other_channels_by(stride):
+    edges = (
+        Edge(0, 2, ("max_pool_3x3",)),
+        Edge(1, 2, ("avg_pool_3x3",)),
+        Edge(0, 3, ("max_pool_3x3",)),
+        Edge(2, 3, ("skip_connect",)),
+    )
+    inputs, weights = [draw(1, 2, 5, 4, 8), draw(2, 2, 5, 4, 8)], draw(3, 4, 4)
+    cell = Cell(edges, CELL_OPS, 2, 5, channels=8, stride=stride, partial=4)
+    *found, nothing = jax.jit(
+        lambda *given: cell.apply({}, *given, None, train=False),
+        compiler_options=FAST,
+    )(inputs, weights)
+    first = {0: (0, 2, max_pool), 1: (1, 3, avg_pool)}
+    expected = [*inputs, quarter_of(inputs, weights, first, stride)]
+    second = {2: (0, 2, max_pool), 3: (2, 1, lambda x, stride: x)}
+    expected.append(quarter_of(expected, weights, second, stride))
+    compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(compare, found, expected)
+    np.testing.assert_array_equal(nothing, np.zeros_like(expected[-1]))
+
+
+@every_network
+def test_operations_in_part_have_a_quarter_of_the_channels(make):
+    shapes = jax.eval_shape(make(partial=4).init, KEY, IMAGES)["params"]["cell0"]
+    whole = jax.eval_shape(make().init, KEY, IMAGES)["params"]["cell0"]
+    for few, full in zip(*map(jax.tree.leaves, (shapes, whole)), strict=True):
+        assert 4 * few.shape[-1] == full.shape[-1]
+
+
+@pytest.mark.parametrize("partial", [-1, 0, 3])
+def test_channels_that_cannot_be_parted_are_refused(partial):
+    cell = Cell(CELL_EDGES, CELL_OPS, 2, 5, channels=4, partial=partial)
+    given = [IMAGES[..., :1]] * 2, np.ones((4, 4), np.float32), None, True
+    with pytest.raises(InputError, match=rf"expected channels that {partial} .* got 4"):
+        cell.init(KEY, *given)
+
+
 # Whole networks
 
 
@@ -151,6 +213,24 @@ def test_drop_path_drops_at_its_rate_and_nothing_at_zero(make):
     assert not np.allclose(some, other)
 
 
+@pytest.mark.parametrize("how", [{}, {"partial": 2}, {"single_path": True}])
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+def test_supernet_of_float32_stays_so_beside_float64(name, how):
+    space = SPACES[name]()
+    network = space.network(channels=4, cells=1, **how)
+    weights = np.ones((len(space.num_choices), max(space.num_choices)), np.float32)
+    variables = jax.eval_shape(network.init, KEY, IMAGES, weights)
+    with jax.enable_x64(True):
+        outputs = jax.eval_shape(
+            partial(network.apply, train=True, mutable="batch_stats"),
+            variables,
+            IMAGES,
+            weights,
+        )
+    assert outputs[1]["batch_stats"] == variables["batch_stats"]
+    assert outputs[0].dtype == np.float32
+
+
 def test_darts_network_halves_images_at_one_and_two_thirds():
     """The cells that double the channels, by the shapes of what they have."""
     shapes = jax.eval_shape(SMALL_DARTS(cells=6).init, KEY, IMAGES)["params"]
@@ -159,6 +239,81 @@ def test_darts_network_halves_images_at_one_and_two_thirds():
     # A cell's first input is halved where the cell before was a reduction.
     halved = [len(shapes[f"cell{i}_input0"]) == 3 for i in range(6)]
     assert halved == [False, False, False, True, False, True]
+
+
+# What networks tell of themselves
+
+
+def test_agreement_counts_the_units_that_two_images_pass_alike():
+    """Those of the ReLUs of each edge, whether chosen by weights or there alone."""
+    space = SPACES["nasbench201"]()
+    arch = np.array([3, 2, 3, 3, 1, 2], np.int32)  # two 3x3 leave state 0
+    size = {"channels": 4, "cells": 1, "affine": False, "num_classes": 3}
+    single, alone = space.network(single_path=True, **size), space.network(arch, **size)
+    variables = draw_variables(single)
+    few = {part: space.restrict(tree, arch) for part, tree in variables.items()}
+    entered = []
+
+    def record(next_method, args, kwargs, context):
+        """Takes down what the ReLUs of a network are given, for each of their edges."""
+        result = next_method(*args, **kwargs)
+        if isinstance(context.module, ReluConvNorm):
+            entered.extend([args[0]] * (context.module.edges // len(args[0])))
+        if context.module.name == "last_norm":
+            entered.append(result)
+        return result
+
+    def agreement(network, variables, weights=None):
+        given = IMAGES, weights, None, True
+        mutable = ["agreement", "batch_stats"]
+        _, told = network.apply(variables, *given, mutable=mutable)
+        return sum(jax.tree.leaves(told["agreement"]))
+
+    def recorded(variables):
+        with nn.intercept_methods(record):
+            return agreement(alone, variables), entered
+
+    found, given = jax.jit(recorded, compiler_options=FAST)(few)
+    assert len(given) == 3 * 5 + 2 * 2 + 1  # three cells, two blocks, the end
+    passes = np.concatenate(
+        [np.moveaxis(x, 1, 0).reshape(len(IMAGES), -1) > 0 for x in given], 1
+    )
+    expected = [[np.sum(one == other) for other in passes] for one in passes]
+    np.testing.assert_array_equal(found, expected)
+    assert found[0, 0] == passes.shape[1] > found[0, 1]
+    of_single = jax.jit(partial(agreement, single), compiler_options=FAST)
+    chosen = of_single(variables, np.eye(5, dtype=np.float32)[arch])
+    np.testing.assert_allclose(chosen, expected, rtol=1e-3)  # by another rounding
+
+
+@every_network
+def test_scale_is_what_the_logits_lack(make):
+    network = make(affine=None)
+    variables = draw_variables(network)
+    assert "batch_stats" not in variables
+    variables["params"]["Dense_0"]["bias"][:] = 0  # which is not scaled
+    images = np.abs(IMAGES)
+
+    def outputs(variables):
+        logits, told = network.apply(variables, images, mutable=["scale"])
+        return network.apply(variables, images), logits, told["scale"]
+
+    with jax.enable_x64(True):
+        whole, logits, told = jax.jit(outputs, compiler_options=FAST)(variables)
+    (logarithm,) = jax.tree.leaves(told)
+    np.testing.assert_allclose(logits * np.exp(logarithm), whole, rtol=1e-5)
+    assert np.abs(whole).max() > 10 * np.abs(logits).max()
+
+
+def test_network_without_norms_has_none():
+    for single_path in (False, True):
+        how = {"affine": None, "cells": 3, "single_path": single_path}
+        network = SPACES["darts"]().network(**how)
+        variables = jax.eval_shape(network.init, KEY, IMAGES)
+        assert variables.keys() == {"params"}
+        train = partial(network.apply, train=True, mutable="batch_stats")
+        _, changed = jax.eval_shape(train, variables, IMAGES)
+        assert not changed.get("batch_stats")
 
 
 # The auxiliary head

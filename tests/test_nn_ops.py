@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxnas.nn.apart import apart, materialise
-from jaxnas.nn.ops import OPS, BatchNorm, conv
+from jaxnas.nn.ops import OPS, BatchNorm, Conv
 from jaxnas.nn.pooling import avg_pool, max_pool
 
 EDGES, CHANNELS = 4, 4
@@ -97,7 +97,7 @@ def test_batch_norm_is_that_of_flax(affine, train):
 
 
 def test_initial_kernels_are_uniform_in_one_over_root_fan_in():
-    kernel = conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 16)))["params"]
+    kernel = Conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 16)))["params"]
     bound = (3 * 3 * 16) ** -0.5
     values = np.asarray(kernel["kernel"]).ravel()
     assert np.abs(values).max() <= bound

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxnas.base import InputError
-from jaxnas.nn.cell import Edge
+from jaxnas.nn.graph import Edge
 from jaxnas.nn.multi_branch import Block, Branching
 from jaxnas.spaces import SPACES
 from jaxnas.spaces.multi_branch import OPS, multi_branch, sizes

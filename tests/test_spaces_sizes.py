@@ -80,6 +80,8 @@ def count_operations(program):
         ("nasbench101", (8, 8, 3), {"channels": 16, "stacks": 2, "modules": 1}),
         ("nasbench201", (9, 14, 2), {"channels": 5, "cells": 2, "num_classes": 7}),
         ("nasbench201", (8, 8, 3), {"channels": 4, "cells": 1, "affine": False}),
+        ("nasbench201", (8, 8, 3), {"channels": 4, "cells": 1, "affine": None}),
+        ("darts", (8, 8, 3), {"channels": 4, "cells": 1, "affine": None}),
     ],
 )
 def test_sizes_are_those_of_the_network(name, shape, size):

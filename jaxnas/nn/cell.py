@@ -1,23 +1,16 @@
 """A cell: a small graph of states, with operations on its edges."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnas.base import Array
+from jaxnas.base import Array, InputError
 from jaxnas.nn.apart import materialise
+from jaxnas.nn.graph import Edge, groups, levels
 from jaxnas.nn.ops import OPS, Identity
-
-
-class Edge(NamedTuple):
-    """An edge of a cell, with the operations that it computes."""
-
-    source: int  # state that it leaves
-    target: int  # state that it enters, greater than source
-    ops: tuple[str, ...]  # names in OPS: all of them in a supernet, else the chosen
+from jaxnas.nn.probes import AGREEMENT, tell
+from jaxnas.nn.single_path import Loop, choose
 
 
 class Cell(nn.Module):
@@ -34,8 +27,12 @@ class Cell(nn.Module):
       num_states: inputs included. A state that no edge enters is zero.
       channels: of every state that is no input.
       stride: of the edges that leave an input.
-      affine: whether batch norms learn a scale and a shift.
+      affine: whether batch norms learn a scale and a shift; None: there are none.
       pool_norm: whether pooling is normalised, as it is in supernets.
+      single_path: whether an edge computes its strongest operation alone, with the
+        parameters that it has in the whole supernet; see `jaxnas.nn.single_path`.
+      partial: operations see the first channels alone, one in so many; the others
+        pass by, and are mixed with them (PC-DARTS, Xu et al. 2020, arXiv:1907.05737).
     """
 
     edges: tuple[Edge, ...]
@@ -44,8 +41,10 @@ class Cell(nn.Module):
     num_states: int
     channels: int
     stride: int = 1
-    affine: bool = True
+    affine: bool | None = True
     pool_norm: bool = False
+    single_path: bool = False
+    partial: int = 1
 
     @nn.compact
     def __call__(self, inputs, weights, keep, train):
@@ -57,65 +56,162 @@ class Cell(nn.Module):
           keep: float32[len(edges), N], a factor of each edge and example from
             which a plain identity is exempt: drop path. Or None, for no factor.
           train: bool, whether batch norms use the statistics of the batch.
+
+        Raises:
+          InputError: the channels cannot be parted; a single path is asked for in part,
+            or of edges with fewer operations.
         """
+        self._check()
+        if self.single_path and not self.is_initializing():
+            return self._single_path(inputs, weights, keep, train)
         states = list(inputs)
         entering: list[list] = [[] for _ in range(self.num_states)]
-        for level in _levels(self.num_inputs, self.num_states):
+        for level in levels(self.num_inputs, self.num_states):
             if level[0] >= self.num_inputs:
-                arrived = entering[level[0]] or [jnp.zeros_like(states[-1])[None]]
-                states.append(materialise(sum(arrived))[0])
+                arrived = entering[level[0]] or [self._nothing(inputs)]
+                state = materialise(sum(arrived))[0]
+                if self.partial > 1:
+                    state = self._rejoin(level[0], state, states, weights)
+                states.append(state)
             for users, outputs in self._mixtures(level, states, train).items():
-                rows = (
-                    _rows(weights, users),
-                    keep if keep is None else _rows(keep, users),
-                )
-                mixed = materialise(_mix(outputs, *rows))
+                kept = keep if keep is None else _rows(keep, users)
+                mixed = materialise(_mix(outputs, _rows(weights, users), kept))
                 parts = lax.split(mixed, (1,) * len(users))
                 for edge, value in zip(users, parts, strict=True):
                     entering[self.edges[edge].target].append(value)
         return states
+
+    def _check(self):
+        if self.partial < 1 or self.channels % self.partial:
+            raise InputError(
+                f"expected channels that {self.partial} divides, as operations see one "
+                f"in so many, but got {self.channels}: change one of them"
+            )
+        known = {name for name in self.op_names if name in OPS}
+        lacking = [edge for edge in self.edges if known - set(edge.ops)]
+        if self.single_path and (self.partial > 1 or lacking or not known):
+            raise InputError(
+                "expected a single path of all channels, partial 1, and edges of all "
+                f"operations, but got {self.partial}, and {len(lacking)} of fewer: "
+                "leave out single_path"
+            )
+
+    def _nothing(self, inputs):
+        """A state that no edge enters: of the channels that operations see."""
+        count, *sides, _ = inputs[0].shape
+        sides = [-(-side // self.stride) for side in sides]
+        shape = (1, count, *sides, self.channels // self.partial)
+        return jnp.zeros(shape, inputs[0].dtype)
+
+    def _rejoin(self, target, seen, states, weights):
+        """Puts the channels that passed by behind the others, and shuffles them.
+
+        What passes an edge counts as much as its operations do together.
+        """
+        first = seen.shape[-1]
+        passed = jnp.zeros((*seen.shape[:-1], self.channels - first), seen.dtype)
+        for edge, row in zip(self.edges, weights, strict=True):
+            if edge.target == target:
+                x = states[edge.source][..., first:]
+                if self.stride > 1 and edge.source < self.num_inputs:
+                    x = nn.max_pool(x, (2, 2), (2, 2), "SAME")
+                passed += row.sum() * x
+        x = jnp.concatenate([seen, passed], -1)
+        parted = x.reshape(*x.shape[:-1], self.partial, -1)
+        return materialise(parted.swapaxes(-1, -2).reshape(x.shape))
 
     def _mixtures(self, level, states, train):
         """Computes the operations that leave a level, by the edges that use them.
 
         Returns a dict from edges to [(k, float32[E or S, N, H, W, C], exempt)].
         """
-        stride = self.stride if level[0] < self.num_inputs else 1
         mixtures: dict[tuple[int, ...], list] = {}
         for k, op_name in enumerate(self.op_names):
             if op_name not in OPS:
                 continue
-            for name, users in _groups(self.edges, level, op_name):
+            for name, users in groups(self.edges, level, op_name):
                 sources = dict.fromkeys(self.edges[i].source for i in users)
-                x = jnp.stack([states[source] for source in sources])
-                how = (len(users), self.channels, stride, self.affine, self.pool_norm)
-                op = OPS[op_name](*how, name=name)
+                x = jnp.stack([self._seen(states[source]) for source in sources])
+                op = OPS[op_name](len(users), *self._how(level[0]), name=name)
                 output = (k, op(x, train), isinstance(op, Identity))
                 mixtures.setdefault(users, []).append(output)
         return mixtures
 
+    def _seen(self, x):
+        """The channels of a state that operations see."""
+        return x[..., : self.channels // self.partial] if self.partial > 1 else x
 
-def _levels(num_inputs, num_states):
-    """The states, in tuples of those that are known at the same time."""
-    return [tuple(range(num_inputs)), *((i,) for i in range(num_inputs, num_states))]
+    def _how(self, source):
+        """Channels, stride and norms of the operations that leave a state."""
+        stride = self.stride if source < self.num_inputs else 1
+        pool_norm = self.pool_norm and self.affine is not None
+        return self.channels // self.partial, stride, self.affine, pool_norm
+
+    def _single_path(self, inputs, weights, keep, train):
+        """Computes the strongest operation of each edge, edge after edge."""
+        first, given = self.num_inputs, (weights, keep, train)
+        every = levels(first, self.num_states)
+        new = jnp.repeat(self._nothing(inputs), self.num_states - first, 0)
+        inputs = jnp.stack(inputs)
+        if self.stride == 1:
+            states = jnp.concatenate([inputs, new])
+            return list(self._chosen(every, 0, None, states, *given))
+        new = self._chosen(every[:1], first, inputs, new, *given)
+        return [*inputs, *self._chosen(every[1:], first, None, new, *given)]
+
+    def _chosen(self, every, first, inputs, states, weights, keep, train):
+        """Adds what the edges of some levels carry to the states from a first one on.
+
+        Inputs are what they leave; None: the states as well.
+        """
+        ops = [name for name in self.op_names if name in OPS]
+        grouped = {
+            name: [group for at in every for group in groups(self.edges, at, name)]
+            for name in ops
+        }
+        users = [user for _, group in grouped[ops[0]] for user in group]
+        if not users:
+            return states
+        begin = first if inputs is None else 0
+        loop = Loop(
+            self.op_names,
+            self._how(self.edges[users[0]].source),
+            tuple(self.edges[i].source - begin for i in users),
+            tuple(self.edges[i].target - first for i in users),
+            train,
+            self.is_mutable_collection(AGREEMENT),
+        )
+        of_choice = [grouped.get(name, []) for name in self.op_names]
+        params, stats = (
+            [_join(self.variables.get(part, {}), named) for named in of_choice]
+            for part in ("params", "batch_stats")
+        )
+        kept = keep if keep is None else _rows(keep, users)
+        found = choose(loop, inputs, states, _rows(weights, users), kept, params, stats)
+        if loop.agreement:
+            tell(self, AGREEMENT, found.agreement)
+        if self.is_mutable_collection("batch_stats"):
+            for whole, named in zip(found.batch_stats, of_choice, strict=True):
+                old = self.variables.get("batch_stats", {})
+                for name, part in _part(whole, old, named):
+                    self.put_variable("batch_stats", name, part)
+        return found.sums
 
 
-def _groups(edges, level, op_name):
-    """The edges that compute an operation together, those of one state in a row.
+def _join(variables, named):
+    """One tree with the rows of all groups; {} where these have no variables."""
+    trees = [variables[name] for name, _ in named if name in variables]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *trees) if trees else {}
 
-    They leave a level, and equally many leave each state of it: else those of
-    each state are a group. Returns a list of (name, indices of edges).
-    """
-    by_source = {}
-    for source in level:
-        users = [
-            i for i, e in enumerate(edges) if e.source == source and op_name in e.ops
-        ]
-        if users:
-            by_source[source] = tuple(users)
-    if len({len(users) for users in by_source.values()}) == 1:
-        by_source = {"_".join(map(str, by_source)): sum(by_source.values(), ())}
-    return [(f"state{key}_{op_name}", users) for key, users in by_source.items()]
+
+def _part(whole, variables, named):
+    """The names of groups and their rows, the inverse of `_join`."""
+    start = 0
+    for name, _ in named:
+        if name in variables:
+            end = start + len(jax.tree.leaves(variables[name])[0])
+            yield name, jax.tree.map(lambda x, a=start, b=end: x[a:b], whole)
+            start = end
 
 
 def _rows(x, indices):
@@ -144,45 +240,3 @@ def _mix(outputs, weights, keep):
         mixed = jnp.einsum("sep,spnhwc->senhwc", factors, stacked)
         total += mixed.reshape(-1, *mixed.shape[2:])
     return total
-
-
-def restrict(params, full: tuple[Edge, ...], chosen: tuple[Edge, ...]):
-    """Takes the parameters of a cell of the chosen edges out of those of a full one.
-
-    Args:
-      params: of a `Cell` with edges `full`, or its batch statistics.
-      full: edges of the cell that the parameters are of; some enter each state that
-        is no input.
-      chosen: edges of the smaller cell, each with a subset of the operations.
-    """
-    num_inputs = min(edge.target for edge in full)
-    levels = _levels(num_inputs, max(edge.target for edge in full) + 1)
-    restricted = {}
-    for op_name in OPS:
-        places = {}  # of an edge: its group's name, its row of so many
-        for level in levels:
-            for name, users in _groups(full, level, op_name):
-                for row, user in enumerate(users):
-                    places[full[user][:2]] = name, row, len(users)
-        for level in levels:
-            for name, users in _groups(chosen, level, op_name):
-                found = [places[chosen[user][:2]] for user in users]
-                if found[0][0] in params:
-                    restricted[name] = _take(params, found)
-    return restricted
-
-
-def _take(params, places):
-    """Takes the rows of edges, or of the states that they leave, once each."""
-    groups, rows, sizes = zip(*places, strict=True)
-
-    def take(*leaves):
-        at = [row * len(x) // n for row, x, n in zip(rows, leaves, sizes, strict=True)]
-        wanted = list(zip(groups, at, leaves, strict=True))
-        if len(leaves[0]) < sizes[0]:
-            wanted = list(
-                {(group, i): (group, i, x) for group, i, x in wanted}.values()
-            )
-        return jnp.concatenate([x[i : i + 1] for _, i, x in wanted])
-
-    return jax.tree.map(take, *(params[group] for group in groups))

@@ -148,8 +148,11 @@ class _Branch:
 
     def _convolve(self, x, kernel, norm, side, first, size, before, out):
         x = lax.stop_gradient(x) if first else x
-        kernel = kernel[: self.largest**2 * before * out]
-        kernel = kernel.reshape(self.largest, self.largest, before, out)
+        if kernel.ndim == 1:
+            kernel = kernel[: self.largest**2 * before * out]
+            kernel = kernel.reshape(self.largest, self.largest, before, out)
+        else:  # shared, with room for the most channels
+            kernel = kernel[..., :before, :out]
         middle = slice((self.largest - size) // 2, (self.largest + size) // 2)
         off = np.abs(np.arange(size) - size // 2)
         is_there = 2 * np.maximum(off[:, None], off) < side

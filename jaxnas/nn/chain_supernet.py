@@ -18,6 +18,7 @@ from jaxnas.nn.chain import ACTIVATIONS, LINKS, MOMENTUM, Layer
 from jaxnas.nn.chain_branches import Branches
 from jaxnas.nn.chain_walk import Choices, Met, walk
 from jaxnas.nn.dispatch import dispatch
+from jaxnas.nn.ops import uniform_fan_in
 from jaxnas.nn.sequence import sequence
 
 
@@ -27,10 +28,14 @@ class ChainSupernet(nn.Module):
     Attributes:
       choices: what there is to choose.
       num_classes: how many.
+      shared: whether parameters serve all architectures: a layer takes the middle of
+        the largest kernel, and the first channels and units, as in slimmable networks
+        (Yu et al. 2019, arXiv:1812.08928). Else they are those of one architecture.
     """
 
     choices: Choices
     num_classes: int = 10
+    shared: bool = False
 
     @nn.compact
     def __call__(self, images, weights, drop_rate=None, train=False):
@@ -66,8 +71,13 @@ class ChainSupernet(nn.Module):
         sides = jnp.array([layer.size for layer in choices.trunk], jnp.int32)
         sides = sides[met.choice]
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        init = partial(_init_kernels, largest, met, sides, rooms)
-        kernel = self.param("trunk_kernel", init, largest**2 * most**2)
+        if self.shared:
+            room = (slots, largest, largest, most, most)
+            init = uniform_fan_in(largest**2 * most)
+            kernel = self.param("trunk_kernel", init, room)
+        else:
+            init = partial(_init_kernels, largest, met, sides, rooms)
+            kernel = self.param("trunk_kernel", init, largest**2 * most**2)
         scale = self.param("trunk_scale", ones, (slots, most))
         bias = self.param("trunk_bias", zeros, (slots, most))
         mean = self.variable("batch_stats", "trunk_mean", jnp.zeros, (slots, most))
@@ -115,6 +125,9 @@ class ChainSupernet(nn.Module):
             draw = jax.random.uniform(key, shape, minval=-1, maxval=1)
             draw = draw * lax.rsqrt(jnp.float32(before))
             return jnp.where(is_there.reshape(shape), draw, 0.0)
+
+        if self.shared:
+            init = uniform_fan_in(x.shape[1])
 
         kernel = self.param(f"{name}_kernel", init, (x.shape[1], room))
         return x @ kernel + self.param(f"{name}_bias", init, (room,))[None]

@@ -4,13 +4,16 @@ Inside a loop (`scan`, `while`) XLA computes a convolution on a CPU by plain nes
 loops, 10 to 40 times slower than outside. A product of matrices has no such trouble.
 So there, rows of pixels are multiplied by a band matrix of the kernel: it has zeros
 where a pixel is out of reach, but the windows that overlap along a row need no copies,
-and the product is wider than the channels.
+and the product is wider than the channels. With a stride, patches are multiplied.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxnas.base import Array
 
@@ -18,29 +21,58 @@ WHOLE_ROW = 8  # pixels; longer rows are cut into tiles, shorter ones for small 
 TILE = 4  # pixels of a result that are computed together
 
 
-def convolution(x: Array, kernel: Array) -> Array:
-    """Convolves images with stride 1, padded by zeros to keep their size.
+def convolution(
+    x: Array, kernel: Array, stride: int = 1, padding: int | None = None
+) -> Array:
+    """Convolves images that are padded by zeros.
 
-    Differentiable in reverse mode.
+    Differentiable in reverse mode, and that forwards.
 
     Args:
       x: float32[N, H, W, C].
-      kernel: float32[k, k, C, F] with k odd.
+      kernel: float32[k, k, C, F].
+      stride: distance of neighbouring outputs, in pixels.
+      padding: pixels on each side; half of the kernel by default, which with stride 1
+        and odd k keeps the size.
 
     Returns:
-      float32[N, H, W, F].
+      float32[N, H', W', F].
     """
-    return lax.platform_dependent(x, kernel, cpu=by_bands, default=by_lax)
+    half = len(kernel) // 2
+    padding = half if padding is None else padding
+    is_same = stride == 1 and len(kernel) % 2 and padding == half
+    patches, of_lax = (
+        partial(form, stride=stride, padding=padding) for form in (by_patches, by_lax)
+    )
+    on_cpu = by_bands if is_same else patches
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=of_lax)
 
 
-def by_lax(x: Array, kernel: Array) -> Array:
+def by_lax(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """The convolution as XLA has it."""
+    how = (stride, stride), [(padding, padding)] * 2
     layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    return lax.conv_general_dilated(x, kernel, *how, dimension_numbers=layout)
+
+
+def by_patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The convolution as a product with what each output sees."""
+    size = len(kernel)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    ends = [side - size + 1 for side in x.shape[1:3]]
+    seen = [
+        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    patches = jnp.concatenate(seen, -1)
+    rows = patches.reshape(-1, patches.shape[-1])
+    product = _product(rows, kernel.reshape(rows.shape[1], -1))
+    return product.reshape(*patches.shape[:3], -1)
 
 
 def by_bands(x: Array, kernel: Array) -> Array:
-    """The convolution as a product of matrices."""
+    """The convolution that keeps the size as a product with bands."""
     size, *_, features = kernel.shape
     if size == 1:
         return x @ kernel[0, 0]
@@ -62,24 +94,26 @@ def _tile(size: int, width: int) -> int:
     return width if width <= WHOLE_ROW else TILE
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _product(windows: Array, matrix: Array) -> Array:
     return windows @ matrix
 
 
-def _forward(windows, matrix):
-    return windows @ matrix, (windows, matrix)
-
-
-def _backward(saved, cotangent):
-    windows, matrix = saved
-    # XLA takes twice as long over a product that contracts the rows of both: so one
-    # is transposed before, and the barrier keeps that from being undone.
-    rows = lax.optimization_barrier(cotangent.T)
-    return cotangent @ matrix.T, lax.optimization_barrier(rows @ windows).T
-
-
-_product.defvjp(_forward, _backward)
+@partial(_product.defjvp, symbolic_zeros=True)
+def _push(primals, tangents):
+    windows, matrix = primals
+    by_windows, by_matrix = tangents
+    product = windows @ matrix
+    along = jnp.zeros_like(product)
+    if not isinstance(by_windows, SymbolicZero):
+        along += by_windows @ matrix
+    if not isinstance(by_matrix, SymbolicZero):
+        # Backwards this contracts the rows of both matrices, over which XLA takes twice
+        # as long: so one is transposed before, and barriers keep it from undoing that.
+        turned = lax.optimization_barrier(by_matrix.T)
+        moved = lax.dot_general(turned, windows, (((1,), (1,)), ((), ())))
+        along += lax.optimization_barrier(moved).T
+    return product, along
 
 
 def _tiles(x: Array, tile: int, border: int) -> Array:

@@ -30,7 +30,8 @@ def dispatch(
 
 
 def _forward(branches, index, fixed, *args):
-    return dispatch(branches, index, fixed, *args), (index, fixed, args)
+    # Not `dispatch` again, so that gradients have derivatives forwards.
+    return lax.switch(index, branches, fixed, *args), (index, fixed, args)
 
 
 def _backward(branches, saved, cotangent):

@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxnas.base import PyTree
-from jaxnas.nn import cell
-from jaxnas.nn.cell import Cell, Edge
-from jaxnas.nn.ops import BatchNorm, ReluConvNorm, conv, uniform_fan_in
+from jaxnas.nn.cell import Cell
+from jaxnas.nn.graph import Edge, restrict
+from jaxnas.nn.ops import BatchNorm, Conv, ReluConvNorm, uniform_fan_in
 from jaxnas.nn.skeleton import _keep, classifier, reductions
 
 MERGES = ("add", "concat")
@@ -67,7 +67,7 @@ class MultiBranchNetwork(nn.Module):
         """
         number = len(self.blocks)
         rows = [None] * number if weights is None else jnp.split(weights, number)
-        x = conv(self.channels, 3, name="stem")(images)
+        x = Conv(self.channels, 3, name="stem")(images)
         x = BatchNorm(name="stem_norm")(x[None], train)[0]
         for i, block in enumerate(self.blocks):
             if i in reductions(number):
@@ -145,7 +145,7 @@ def restrict_block(params: PyTree, full: Branching, chosen: Branching) -> PyTree
       full: has every branch, and both ways to merge.
       chosen: a part of it.
     """
-    branches = cell.restrict(params["cell"], full.edges, chosen.edges)
+    branches = restrict(params["cell"], full.edges, chosen.edges)
     restricted = {"cell": branches} if branches else {}
     if "projection" in params and "concat" in chosen.merges and chosen.edges:
         rows = jnp.array([edge.target - 1 for edge in chosen.edges])

@@ -27,8 +27,10 @@ from jax import lax
 
 from jaxnas.base import Array
 from jaxnas.nn.apart import apart
+from jaxnas.nn.convolution import convolution
 from jaxnas.nn.depthwise import depthwise_conv
 from jaxnas.nn.pooling import avg_pool, max_pool
+from jaxnas.nn.probes import relu
 
 
 def uniform_fan_in(fan_in: int) -> Callable[..., Array]:
@@ -48,33 +50,40 @@ def _first(draw, shape):
     return draw[: math.prod(shape)].reshape(shape)
 
 
-def conv(channels: int, size: int, padding: int | None = None, **kwargs) -> nn.Conv:
+class Conv(nn.Module):
     """An ordinary convolution of float32[N, H, W, C], without a bias."""
 
-    def init(key, shape, dtype=jnp.float32):
-        return uniform_fan_in(math.prod(shape[:-1]))(key, shape, dtype)
+    channels: int
+    size: int
+    padding: int | None = None
 
-    padding = size // 2 if padding is None else padding
-    return nn.Conv(
-        channels,
-        (size, size),
-        padding=padding,
-        use_bias=False,
-        kernel_init=init,
-        **kwargs,
-    )
+    @nn.compact
+    def __call__(self, x):
+        """See `jaxnas.nn.convolution.convolution`."""
+        shape = (self.size, self.size, x.shape[-1], self.channels)
+        init = uniform_fan_in(math.prod(shape[:-1]))
+        kernel = self.param("kernel", init, shape)
+        return convolution(x, kernel, padding=self.padding)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of float32[E, N, H, W, C] by edge and channel."""
+    """Batch normalisation of float32[E, N, H, W, C] by edge and channel.
 
-    affine: bool = True
+    Attributes:
+      affine: whether it learns a scale and a shift; None: it does nothing at all.
+      momentum: of the running statistics.
+      epsilon: added to variances.
+    """
+
+    affine: bool | None = True
     momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x, train):
         """Normalises by the batch's statistics when training, else by running ones."""
+        if self.affine is None:
+            return x
         shape = (x.shape[0], x.shape[-1])
         running = (
             self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
@@ -151,14 +160,14 @@ class SeparableConv(nn.Module):
     stride: int = 1
     dilation: int = 1
     repeats: int = 1
-    affine: bool = True
+    affine: bool | None = True
 
     @nn.compact
     def __call__(self, x, train):
         """See the module's docstring."""
         for i in range(self.repeats):
             stride = self.stride if i == 0 else 1
-            x = nn.relu(x)
+            x = relu(self, x, self.edges)
             x = Depthwise(self.edges, self.size, stride, self.dilation)(x)
             x = Pointwise(self.edges, self.channels)(x)
             x = BatchNorm(self.affine)(x, train)
@@ -172,12 +181,12 @@ class ReluConvNorm(nn.Module):
     channels: int
     size: int = 1
     stride: int = 1
-    affine: bool = True
+    affine: bool | None = True
 
     @nn.compact
     def __call__(self, x, train):
         """See the module's docstring."""
-        x = nn.relu(x)
+        x = relu(self, x, self.edges)
         if self.size == 1:
             x = Pointwise(self.edges, self.channels)(
                 x[:, :, :: self.stride, :: self.stride]
@@ -186,20 +195,14 @@ class ReluConvNorm(nn.Module):
             shape = (self.edges, self.size, self.size, x.shape[-1], self.channels)
             kernel = self.param("kernel", uniform_fan_in(math.prod(shape[1:4])), shape)
             kernel = kernel.reshape(len(x), -1, *shape[1:])
-            x = jax.vmap(self._conv)(x, kernel)
-            x = x.reshape(-1, *x.shape[2:])
+            x = jnp.concatenate(list(map(self._conv, x, kernel)))
         return BatchNorm(self.affine)(x, train)
 
     def _conv(self, x, kernel):
         """One convolution with the outputs of all edges of a state."""
         edges, *shape = kernel.shape
-        y = lax.conv_general_dilated(
-            x,
-            jnp.moveaxis(kernel, 0, 3).reshape(*shape[:3], -1),
-            (self.stride, self.stride),
-            [(self.size // 2, self.size // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        outputs = jnp.moveaxis(kernel, 0, 3).reshape(*shape[:3], -1)
+        y = convolution(x, outputs, self.stride)
         return jnp.moveaxis(y.reshape(*y.shape[:3], edges, self.channels), 3, 0)
 
 
@@ -208,12 +211,12 @@ class FactorizedReduce(nn.Module):
 
     edges: int
     channels: int
-    affine: bool = True
+    affine: bool | None = True
 
     @nn.compact
     def __call__(self, x, train):
         """See the module's docstring."""
-        x = nn.relu(x)
+        x = relu(self, x, self.edges)
         odd = jnp.pad(x[:, :, 1:, 1:], ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)))
         half = self.channels // 2
         x = jnp.concatenate(

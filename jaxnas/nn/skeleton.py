@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import PyTree
-from jaxnas.nn.cell import Cell, Edge, restrict
+from jaxnas.nn.cell import Cell
+from jaxnas.nn.graph import Edge, restrict
 from jaxnas.nn.ops import (
     BatchNorm,
+    Conv,
     FactorizedReduce,
     ReluConvNorm,
-    conv,
     uniform_fan_in,
 )
+from jaxnas.nn.probes import relu, rescale
 
 
 class DartsNetwork(nn.Module):
@@ -32,7 +34,8 @@ class DartsNetwork(nn.Module):
       channels: of a state in the first cell.
       cells: how many.
       num_classes: how many.
-      affine, pool_norm: see `jaxnas.nn.cell.Cell`.
+      affine, pool_norm, single_path, partial: see `jaxnas.nn.cell.Cell`. With affine
+        None the whole network has no norms.
       auxiliary: whether a second classifier learns from the cell at two thirds; its
         logits are sown as "logits" into the collection "auxiliary" in training. Its
         parameters are made where the network is initialised with `train=True`.
@@ -45,8 +48,10 @@ class DartsNetwork(nn.Module):
     channels: int = 16
     cells: int = 8
     num_classes: int = 10
-    affine: bool = True
+    affine: bool | None = True
     pool_norm: bool = False
+    single_path: bool = False
+    partial: int = 1
     auxiliary: bool = False
     remat: bool = False
 
@@ -66,8 +71,8 @@ class DartsNetwork(nn.Module):
             edges = len(self.normal) + len(self.reduce)
             weights = jnp.ones((edges, len(self.op_names)), jnp.float32)
         parts = weights[: len(self.normal)], weights[len(self.normal) :]
-        x = conv(3 * self.channels, 3, name="stem")(images)
-        x = BatchNorm(name="stem_norm")(x[None], train)[0]
+        x = Conv(3 * self.channels, 3, name="stem")(images)
+        x = BatchNorm(_outer(self.affine), name="stem_norm")(x[None], train)[0]
         before, channels, was_reduced = x, self.channels, False
         halvings = reductions(self.cells)
         for i in range(self.cells):
@@ -76,7 +81,8 @@ class DartsNetwork(nn.Module):
             inputs = self._inputs(i, before, x, channels, was_reduced, train)
             keep = _keep(self, drop_rate, (len(parts[reduce]), len(x)))
             states = self._cell(i, reduce, channels)(inputs, parts[reduce], keep, train)
-            before, x, was_reduced = x, jnp.concatenate(states[2:], -1), reduce
+            x, joined = rescale(self, x, jnp.concatenate(states[2:], -1))
+            before, x, was_reduced = x, joined, reduce
             if self.auxiliary and train and i == halvings[1]:
                 head = AuxiliaryHead(self.num_classes, name="auxiliary")
                 self.sow("auxiliary", "logits", head(x, train))
@@ -99,6 +105,8 @@ class DartsNetwork(nn.Module):
             stride=1 + reduce,
             affine=self.affine,
             pool_norm=self.pool_norm,
+            single_path=self.single_path,
+            partial=self.partial,
             name=f"cell{i}",
         )
 
@@ -116,7 +124,8 @@ class NasBench201Network(nn.Module):
       channels: of the first stage.
       cells: of each stage.
       num_classes: how many.
-      affine, pool_norm: see `jaxnas.nn.cell.Cell`. Norms outside of cells are affine.
+      affine, pool_norm, single_path, partial: see `jaxnas.nn.cell.Cell`. Norms outside
+        of cells are affine; with None there are none.
       remat: whether the backward pass computes each cell anew, to save memory.
     """
 
@@ -125,8 +134,10 @@ class NasBench201Network(nn.Module):
     channels: int = 16
     cells: int = 5
     num_classes: int = 10
-    affine: bool = True
+    affine: bool | None = True
     pool_norm: bool = False
+    single_path: bool = False
+    partial: int = 1
     remat: bool = False
 
     @nn.compact
@@ -134,16 +145,18 @@ class NasBench201Network(nn.Module):
         """Returns logits float32[N, num_classes]; see `DartsNetwork`."""
         if weights is None:
             weights = jnp.ones((len(self.edges), len(self.op_names)), jnp.float32)
-        x = conv(self.channels, 3, name="stem")(images)
-        x = BatchNorm(name="stem_norm")(x[None], train)[0]
+        x = Conv(self.channels, 3, name="stem")(images)
+        x = BatchNorm(_outer(self.affine), name="stem_norm")(x[None], train)[0]
         for i in range(3 * self.cells):
             stage, place = divmod(i, self.cells)
             channels = self.channels * 2**stage
             if stage and not place:
-                x = ResidualBlock(channels, name=f"residual{stage}")(x, train)
+                norm = _outer(self.affine)
+                x = ResidualBlock(channels, norm, name=f"residual{stage}")(x, train)
             keep = _keep(self, drop_rate, (len(self.edges), len(x)))
-            x = self._cell(i, channels)([x], weights, keep, train)[-1]
-        x = nn.relu(BatchNorm(name="last_norm")(x[None], train)[0])
+            (x,) = rescale(self, self._cell(i, channels)([x], weights, keep, train)[-1])
+        x = BatchNorm(_outer(self.affine), name="last_norm")(x[None], train)
+        x = relu(self, x, 1)[0]
         return classifier(self.num_classes, x.mean((1, 2)))
 
     def _cell(self, i, channels):
@@ -156,6 +169,8 @@ class NasBench201Network(nn.Module):
             channels=channels,
             affine=self.affine,
             pool_norm=self.pool_norm,
+            single_path=self.single_path,
+            partial=self.partial,
             name=f"cell{i}",
         )
 
@@ -164,15 +179,16 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, the first with stride 2, beside pooling and a 1x1 one."""
 
     channels: int
+    affine: bool | None = True
 
     @nn.compact
     def __call__(self, x, train):
         """Maps float32[N, H, W, C] to [N, ceil(H / 2), ceil(W / 2), channels]."""
-        y = ReluConvNorm(1, self.channels, 3, stride=2)(x[None], train)
-        y = ReluConvNorm(1, self.channels, 3)(y, train)[0]
+        y = ReluConvNorm(1, self.channels, 3, 2, self.affine)(x[None], train)
+        y = ReluConvNorm(1, self.channels, 3, 1, self.affine)(y, train)[0]
         # Pixels outside of an image of odd size count for nothing.
-        x = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
-        return y + conv(self.channels, 1)(x)
+        pooled = nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+        return y + Conv(self.channels, 1)(pooled.astype(x.dtype))
 
 
 class AuxiliaryHead(nn.Module):
@@ -192,8 +208,8 @@ class AuxiliaryHead(nn.Module):
             raise ValueError(f"an auxiliary head needs 2x2 pixels, got {x.shape[1:3]}")
         stride = tuple(size - w for size, w in zip(x.shape[1:3], window, strict=True))
         x = nn.avg_pool(nn.relu(x), window, stride)
-        x = nn.relu(BatchNorm()(conv(128, 1)(x)[None], train))[0]
-        x = nn.relu(BatchNorm()(conv(768, 2, padding=0)(x)[None], train))[0]
+        x = nn.relu(BatchNorm()(Conv(128, 1)(x)[None], train))[0]
+        x = nn.relu(BatchNorm()(Conv(768, 2, padding=0)(x)[None], train))[0]
         return classifier(self.num_classes, x.reshape(len(x), -1))
 
 
@@ -206,6 +222,11 @@ def classifier(num_classes, features):
 def reductions(cells: int) -> tuple[int, int]:
     """Which of the cells of a `DartsNetwork` halve the image, counted from 0."""
     return cells // 3, 2 * cells // 3
+
+
+def _outer(affine: bool | None) -> bool | None:
+    """What norms outside of cells are: affine, unless there are none."""
+    return None if affine is None else True
 
 
 def _keep(module, drop_rate, shape):

@@ -158,7 +158,7 @@ def _network(choices: Choices, arch: Array | None = None, **size):
     Args:
       choices: of the space.
       arch: int32[D], concrete. None: the supernet, whose weights are float32[D, K].
-      **size: num_classes.
+      **size: num_classes; of the supernet also shared, see `ChainSupernet`.
     """
     if arch is None:
         return ChainSupernet(choices, **size)
@@ -184,8 +184,10 @@ def _restrict(choices: Choices, params: PyTree, arch: Array) -> PyTree:
                 part: params[f"trunk_{part}"][slot, : layer.width] for part in parts
             }
             if "trunk_kernel" in params:
-                shape = largest, largest, *rooms[slot]
-                kernel = params["trunk_kernel"][slot, : np.prod(shape)].reshape(shape)
+                kernel = params["trunk_kernel"][slot]
+                if kernel.ndim == 1:
+                    shape = largest, largest, *rooms[slot]
+                    kernel = kernel[: np.prod(shape)].reshape(shape)
                 middle = slice((largest - layer.size) // 2, (largest + layer.size) // 2)
                 taken["kernel"] = kernel[middle, middle, :width, : layer.width]
             found[f"trunk{place}"] = taken

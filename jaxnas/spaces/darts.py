@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import Array, PyTree, SearchSpace
+from jaxnas.base import Array, Cells, PyTree, SearchSpace
 from jaxnas.encoding import mixed_radix
-from jaxnas.nn.cell import Edge
+from jaxnas.nn.graph import Edge
 from jaxnas.nn.skeleton import DartsNetwork, reductions, restrict_cells
 from jaxnas.spaces.genotype import OPS, SOURCES, TARGETS, from_string, to_string
 from jaxnas.spaces.sizes import conv, dense, scales, total
@@ -48,6 +48,7 @@ def darts() -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=sizes,
+        cells=Cells(tuple(ROW.tolist()), OPS, (False,) * CELL + (True,) * CELL),
     )
 
 
@@ -234,16 +235,18 @@ def sizes(
     net = DartsNetwork((), (), OPS, **size)
     pixels, colours = scales(image_shape, 3)
     channels, before, last, halved = net.channels, *[3 * net.channels] * 2, 0
-    fixed = conv(colours, last, 3, pixels[0])
+    fixed = conv(colours, last, 3, pixels[0], net.affine is not None)
     table = np.zeros((2, CELL, len(OPS), 2))
     for i in range(net.cells):
         reduce = i in reductions(net.cells)
         channels *= 1 + reduce
         # Both inputs have their own convolution, and norm.
         fixed += conv(before + last, channels, 1, pixels[halved], norm=False)
-        fixed[0] += 2 * 2 * channels * net.affine
+        fixed[0] += 2 * 2 * channels * bool(net.affine)
         halved += reduce
-        table[int(reduce)] += _edge_sizes(channels, pixels[halved], reduce, net.affine)
+        table[int(reduce)] += _edge_sizes(
+            channels, pixels[halved], reduce, bool(net.affine)
+        )
         before, last = last, NODES * channels
     fixed += dense(last, net.num_classes)
     return total(fixed, table.reshape(2 * CELL, len(OPS), 2), arch)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxnas.base import Array, InputError, PyTree, SearchSpace
 from jaxnas.encoding import mixed_radix
-from jaxnas.nn.cell import Edge
+from jaxnas.nn.graph import Edge
 from jaxnas.nn.multi_branch import (
     MERGES,
     Branching,
@@ -165,7 +165,7 @@ def sizes(
         if i in reductions(len(rows)):
             here, before, channels = pixels.pop(0), channels, 2 * channels
             fixed += conv(before, channels, 3, here)
-        table[i, :-1] = net.cells * _op_sizes(channels, here, net.affine)
+        table[i, :-1] = net.cells * _op_sizes(channels, here, bool(net.affine))
         projection[i] = net.cells * conv(channels, channels, 1, here, norm=False)
     fixed += dense(channels, net.num_classes)
     fixed[0] += 2 * channels  # the last norm

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import Array, InputError, PyTree, SearchSpace
+from jaxnas.base import Array, Cells, InputError, PyTree, SearchSpace
 from jaxnas.draws import below
 from jaxnas.encoding import mixed_radix, strongest
-from jaxnas.nn.cell import Edge
+from jaxnas.nn.graph import Edge
 from jaxnas.nn.skeleton import NasBench201Network, restrict_cells
 from jaxnas.spaces.sizes import conv, dense, scales, total
 
@@ -51,6 +51,7 @@ def nasbench201() -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=sizes,
+        cells=Cells(TARGETS, OPS, (False,) * EDGES),
     )
 
 
@@ -173,19 +174,20 @@ def sizes(
     """
     net = NasBench201Network((), OPS, **size)
     channels, (pixels, colours) = net.channels, scales(image_shape, 3)
-    fixed = conv(colours, channels, 3, pixels[0])
+    norm = net.affine is not None  # outside of cells
+    fixed = conv(colours, channels, 3, pixels[0], norm)
     table = np.zeros((EDGES, len(OPS), 2))
     for stage, here in enumerate(pixels):
         if stage:  # a residual block
             fixed += conv(channels, 2 * channels, 1, here, norm=False)
-            fixed += conv(channels, 2 * channels, 3, here)
+            fixed += conv(channels, 2 * channels, 3, here, norm)
             channels *= 2
-            fixed += conv(channels, channels, 3, here)
+            fixed += conv(channels, channels, 3, here, norm)
         for op, kernel in (("nor_conv_1x1", 1), ("nor_conv_3x3", 3)):
-            layer = conv(channels, channels, kernel, here, net.affine)
+            layer = conv(channels, channels, kernel, here, bool(net.affine))
             table[:, OPS.index(op)] += net.cells * layer
     fixed += dense(channels, net.num_classes)
-    fixed[0] += 2 * channels  # the last norm
+    fixed[0] += 2 * channels * norm  # the last norm
     return total(fixed, table, arch)
 
 
