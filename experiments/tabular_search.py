@@ -38,7 +38,7 @@ from jaxnas.evaluators.tabular import tabular
 from jaxnas.incumbents import SLACK, cut, follow
 from jaxnas.search import search
 from jaxnas.spaces import space_of
-from jaxnas.strategies import STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
 from jaxnas.strategies.policies import POLICIES
 
 
@@ -80,7 +80,7 @@ class Config:
 
 
 PRESETS = {"quick": Config(seeds=100), "paper": Config(seeds=500)}
-RELAXED = ("differentiable",)  # need a gradient, which no table has
+NOT_HERE = (*NEED_GRADIENT, "enas")  # need a supernet
 MOST_CALLS = 1000  # of one compiled program, until its queries are spent
 
 
@@ -159,7 +159,7 @@ def default_signal(table: Table) -> str:
 
 def choose(config: Config, budgets: tuple[int, ...]) -> tuple[Config, list[str]]:
     """Returns the names of the strategies, and of those that need more budgets."""
-    names = [name for name in STRATEGIES if name not in RELAXED]
+    names = [name for name in STRATEGIES if name not in NOT_HERE]
     unknown = [name for name in config.strategies if name not in names]
     if unknown:
         raise InputError(

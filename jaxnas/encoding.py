@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxnas.base import Array
+from jaxnas.base import Array, Cells
 
 WORD = 2**32
 
@@ -32,6 +32,16 @@ def _is_choice(num_choices):
     """Which choices exist: bool[D, K]."""
     choices = jnp.arange(max(num_choices))
     return choices[None, :] < jnp.array(num_choices)[:, None]
+
+
+def is_skip(arch: Array, cells: Cells) -> Array:
+    """Where int32[D] has a skip connection in a normal cell: bool[D].
+
+    What DARTS+ (Liang et al. 2019, arXiv:1909.06035) and P-DARTS (Chen et al. 2019,
+    arXiv:1904.12760) count: `is_skip(arch, cells).sum()`. Reduction cells are left out.
+    """
+    in_normal = ~jnp.array(cells.reduction)
+    return (arch == cells.op_names.index("skip_connect")) & in_normal
 
 
 def mixed_radix(arch: Array, num_choices: Sequence[int]) -> Array:

@@ -17,7 +17,7 @@ from jaxnas.base import ABSENT, OK, Evaluator, Feedback, SearchSpace, Strategy
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.search import chunked_scan, host_scan, search
 from jaxnas.spaces import SPACES
-from jaxnas.strategies import STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
 
 NUM_STEPS, CHUNK = 8, 3
 KEYS = jax.random.split(jax.random.key(7), 2)
@@ -141,6 +141,17 @@ def assert_valid(space: SearchSpace, archs):
     np.testing.assert_array_equal(jax.vmap(space.discretize)(one_hot), archs)
 
 
+def assert_trees_close(found, expected):
+    """For descent on reals, whose last bit XLA rounds by the length of a vector."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for one, other in pairs:
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(
+            to_numpy(one), to_numpy(other), rtol=1e-4, atol=1e-9, strict=True
+        )
+
+
 @every_pair
 def test_state_keeps_its_structure(space_name, name):
     _, strategy, evaluator, _ = members(space_name, name)
@@ -234,6 +245,9 @@ def test_seeds_are_runs_side_by_side(space_name, name):
         alone = run(given, host_scan, key)
         states = jax.tree.map(lambda leaf: leaf[i], together.states)  # noqa: B023
         log = jax.tree.map(lambda leaf: leaf[:, i], together.log)  # noqa: B023
-        assert_trees_equal((states, log), alone[:2])
+        if name in NEED_GRADIENT:
+            assert_trees_close((states, log), alone[:2])
+        else:
+            assert_trees_equal((states, log), alone[:2])
         answer = given.strategy.recommend(alone.states[0], alone.log)
         np.testing.assert_array_equal(answers[i], answer)

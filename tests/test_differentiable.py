@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from known import known_evaluator
 from trees import assert_trees_equal
 
-from jaxnas.base import OK, Evaluator, Feedback, InputError
+from jaxnas.base import OK, Feedback, InputError
 from jaxnas.search import search
 from jaxnas.spaces import SPACES
 from jaxnas.strategies.differentiable import differentiable
@@ -20,27 +21,15 @@ IS_CHOICE = np.arange(4)[None] < np.array([[3], [2], [4]])
 TABLE = np.where(IS_CHOICE, np.random.default_rng(0).normal(size=SHAPE), 100.0)
 
 
-def known_evaluator(table) -> Evaluator:
-    """Its fitness is the sum of the table weighted by the architecture."""
-
-    def evaluate(key, data, state, proposal):
-        fitness = jnp.sum(proposal.arch * data[None], (1, 2))
-        ones = jnp.ones(1)
-        feedback = Feedback(fitness, ones, jnp.full(1, OK), {}, grad=data[None])
-        return state, feedback
-
-    return Evaluator(np.asarray(table, np.float32), lambda key: (), evaluate)
-
-
 def answer(fitness, grad) -> Feedback:
     ones = jnp.ones(1)
     grad = jnp.asarray(grad, jnp.float32)[None]
     return Feedback(jnp.float32([fitness]), ones, jnp.full(1, OK), {}, grad=grad)
 
 
-def tell(strategy, state, feedback, key=KEY):
-    proposal = strategy.ask(key, STEP, state)
-    return strategy.tell(key, STEP, state, proposal, feedback)
+def tell(strategy, state, feedback, key=KEY, step=STEP):
+    proposal = strategy.ask(key, step, state)
+    return strategy.tell(key, step, state, proposal, feedback)
 
 
 def test_recommendation_is_the_optimum_of_a_known_table(tiny_space):
@@ -138,31 +127,32 @@ def test_failure_leaves_the_state_as_it_was(tiny_space, fitness, grad):
     assert_trees_equal(tell(strategy, state, failed), state)
 
 
-def test_gradient_is_pulled_back_through_the_noise_of_ask(tiny_space):
-    def relax(key, logits):
-        return jax.nn.softmax(logits + jax.random.gumbel(key, logits.shape))
+def test_gradient_is_pulled_back_through_the_noise_of_ask_at_its_step(tiny_space):
+    def relax(key, step, logits):
+        noise = jax.random.gumbel(key, logits.shape)
+        return jax.nn.softmax((logits + noise) / (1 + step))
 
     strategy = differentiable(
         tiny_space, relax=relax, learning_rate=0.1, weight_decay=0.0
     )
     state = strategy.init(KEY)
     masked = jnp.where(IS_CHOICE, state.logits, -jnp.inf)
-    proposal = strategy.ask(jax.random.key(5), STEP, state)
-    expected = relax(jax.random.key(5), masked)
+    proposal = strategy.ask(jax.random.key(5), jnp.int32(3), state)
+    expected = relax(jax.random.key(5), 3, masked)
     np.testing.assert_allclose(proposal.arch, expected[None], rtol=1e-6)
 
     table = jnp.asarray(np.where(IS_CHOICE, TABLE, 0.0), jnp.float32)
     adam = optax.adam(0.1, 0.5, 0.999)
     for seed in (5, 6):
         key = jax.random.key(seed)
-        loss = lambda logits: -jnp.sum(table * relax(key, logits))  # noqa: B023, E731
+        loss = lambda logits: -jnp.sum(table * relax(key, 3, logits))  # noqa: B023, E731
         updates, _ = adam.update(jax.grad(loss)(masked), adam.init(masked))
-        found = tell(strategy, state, answer(1.0, table), key).logits
+        found = tell(strategy, state, answer(1.0, table), key, jnp.int32(3)).logits
         np.testing.assert_allclose(found, state.logits + updates, rtol=1e-4)
 
 
 def test_recommendation_is_of_the_logits_not_of_a_sample(tiny_space):
-    def relax(key, logits):
+    def relax(key, step, logits):
         return jax.nn.softmax(-logits)
 
     strategy = differentiable(tiny_space, relax=relax)

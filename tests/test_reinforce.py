@@ -10,12 +10,8 @@ from jaxnas.base import FULL, OK, Evaluator, Feedback, InputError, Proposal
 from jaxnas.search import search
 from jaxnas.spaces.categorical import categorical
 from jaxnas.strategies.policies import POLICIES, lstm
-from jaxnas.strategies.reinforce import (
-    Baseline,
-    compare,
-    policy_gradient,
-    reinforce,
-)
+from jaxnas.strategies.policy_gradient import Baseline, compare, policy_gradient
+from jaxnas.strategies.reinforce import reinforce
 
 NUM_CHOICES = (2, 3)
 ARCHS = np.array(list(itertools.product(range(2), range(3))), np.int32)
@@ -88,6 +84,17 @@ def test_samples_come_as_often_as_scored(name):
     np.testing.assert_allclose(found, jnp.exp(log_prob), atol=0.015)
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_mode_is_the_likeliest_choice_after_those_before_it(name):
+    policy, params = policy_and_params(name)
+    log_prob, _ = jax.vmap(policy.score, (None, 0))(params, ARCHS)
+    probs = np.exp(log_prob).reshape(NUM_CHOICES)
+    first = probs.sum(1).argmax()
+    found = policy.mode(params)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, [first, probs[first].argmax()])
+
+
 def test_lstm_has_the_sizes_of_the_paper():
     policy = lstm((5,) * 6)
     params = jax.eval_shape(policy.init, KEY)
@@ -133,6 +140,18 @@ def test_compare_keeps_weighted_mean_and_deviation():
     np.testing.assert_allclose(baseline[:2], [mean, variance], rtol=1e-5)
     expected = (np.array([2.0, 8.0]) - mean) / np.sqrt(variance)
     np.testing.assert_allclose(advantage, expected, rtol=1e-5)
+
+
+def test_compare_without_deviation_is_reward_less_baseline():
+    """Of ENAS: b moves by (1 - decay) (R - b), then the advantage is R - b."""
+    given = Baseline(*map(jnp.float32, (0.5, 0.04, 1.0)))  # long ago begun
+    fitness = jnp.array([0.7, -jnp.inf, 0.3, 0.8])
+    moved, advantage = compare(given, fitness, 0.9, normalize=False)
+    mean = 0.5 + 0.1 * (0.6 - 0.5)
+    np.testing.assert_allclose(moved.mean, mean, rtol=1e-6)
+    expected = [0.7 - mean, 0, 0.3 - mean, 0.8 - mean]
+    np.testing.assert_allclose(advantage, expected, atol=1e-6)
+    assert_trees_equal(moved, compare(given, fitness, 0.9)[0])
 
 
 def test_compare_gives_failures_and_equals_no_advantage():

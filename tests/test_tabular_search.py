@@ -21,7 +21,7 @@ from jaxnas.incumbents import accuracy_at, bootstrap, cut, final_accuracy, follo
 from jaxnas.search import incumbent, search
 from jaxnas.spaces.categorical import categorical
 from jaxnas.spaces.nasbench201 import nasbench201
-from jaxnas.strategies import STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 NASBENCH201 = ROOT.parent / "shared" / "data" / "nas" / "nasbench201.npz"
@@ -157,7 +157,7 @@ def test_results_are_those_of_the_searches(run, flags, tmp_path):
 def test_every_strategy_is_run_by_default(experiment, flags):
     config = cli.parse(experiment.PRESETS, [*map(str, flags), "--queries", "100"])
     _, problem = experiment.build(config)
-    assert set(problem.strategies) == set(STRATEGIES) - {"differentiable"}
+    assert set(problem.strategies) == set(STRATEGIES) - {*NEED_GRADIENT, "enas"}
     assert problem.left_out == []
 
 

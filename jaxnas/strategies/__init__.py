@@ -4,26 +4,39 @@ from collections.abc import Callable
 
 from jaxnas.base import Strategy
 from jaxnas.strategies.differentiable import differentiable
+from jaxnas.strategies.drnas import drnas
+from jaxnas.strategies.enas import enas
 from jaxnas.strategies.evolution_strategy import evolution_strategy
+from jaxnas.strategies.gdas import gdas
 from jaxnas.strategies.genetic_algorithm import genetic_algorithm
 from jaxnas.strategies.hyperband import hyperband
 from jaxnas.strategies.local_search import local_search
+from jaxnas.strategies.pc_darts import pc_darts
 from jaxnas.strategies.q_learning import q_learning
 from jaxnas.strategies.random_search import random_search
 from jaxnas.strategies.regularized_evolution import regularized_evolution
 from jaxnas.strategies.reinforce import reinforce
+from jaxnas.strategies.snas import snas
 from jaxnas.strategies.successive_halving import successive_halving
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "differentiable": differentiable,
+    "drnas": drnas,
+    "enas": enas,
     "evolution_strategy": evolution_strategy,
+    "gdas": gdas,
     "genetic_algorithm": genetic_algorithm,
     "hyperband": hyperband,
     "local_search": local_search,
+    "pc_darts": pc_darts,
     "q_learning": q_learning,
     "random_search": random_search,
     "regularized_evolution": regularized_evolution,
     "reinforce": reinforce,
+    "snas": snas,
     "successive_halving": successive_halving,
 }
 """Every strategy by name, with the space as the one argument that it needs."""
+
+NEED_GRADIENT = ("differentiable", "drnas", "gdas", "pc_darts", "snas")
+"""Those of them that need `Feedback.grad`, which a supernet gives."""

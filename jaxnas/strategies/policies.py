@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnas.base import Array, PyTree
+from jaxnas.base import Array, InputError, PyTree
 from jaxnas.strategies.checks import expect
 
 NEVER = -1e30  # the logit of a choice that does not exist: finite, as its gradient
@@ -20,6 +20,7 @@ class Policy(NamedTuple):
 
     init: Callable[[Array], PyTree]  # key -> params
     sample: Callable[[Array, PyTree], Array]  # key, params -> int32[D]
+    mode: Callable[[PyTree], Array]  # -> int32[D], the likeliest choice one by one
     score: Callable[[PyTree, Array], tuple[Array, Array]]  # -> log_prob[], entropy[]
     defaults: dict[str, float]  # arguments of `reinforce` that suit it
 
@@ -36,6 +37,9 @@ def independent(num_choices: Sequence[int]) -> Policy:
     def sample(key: Array, logits: Array) -> Array:
         return _draw(jax.random.gumbel(key, logits.shape), logits, is_choice)
 
+    def mode(logits: Array) -> Array:
+        return _draw(jnp.zeros(()), logits, is_choice)
+
     def score(logits: Array, arch: Array) -> tuple[Array, Array]:
         log_prob, entropy = _score(logits, arch, is_choice)
         return log_prob.sum(), entropy.sum()
@@ -43,6 +47,7 @@ def independent(num_choices: Sequence[int]) -> Policy:
     return Policy(
         init=lambda key: jnp.zeros(is_choice.shape),
         sample=sample,
+        mode=mode,
         score=score,
         defaults=dict(learning_rate=0.1, baseline_decay=0.9, entropy_weight=0.1),
     )
@@ -110,12 +115,18 @@ def lstm(
         xs = params["embedding"], params["output"], given, is_choice
         return jax.lax.scan(decide, (params["start"], zeros, zeros), xs)[1]
 
-    def sample(key: Array, params: dict[str, Array]) -> Array:
+    def decode(params: dict[str, Array], noise: Array) -> Array:
         def choose(logits, noise, is_choice):
             choice = _draw(noise, logits, is_choice)
             return choice, choice
 
-        return unroll(params, choose, jax.random.gumbel(key, is_choice.shape))
+        return unroll(params, choose, noise)
+
+    def sample(key: Array, params: dict[str, Array]) -> Array:
+        return decode(params, jax.random.gumbel(key, is_choice.shape))
+
+    def mode(params: dict[str, Array]) -> Array:
+        return decode(params, jnp.zeros(is_choice.shape))
 
     def score(params: dict[str, Array], arch: Array) -> tuple[Array, Array]:
         def choose(logits, choice, is_choice):
@@ -125,13 +136,28 @@ def lstm(
         return log_prob.sum(), entropy.sum()
 
     published = dict(learning_rate=3.5e-4, baseline_decay=0.99, entropy_weight=1e-4)
-    return Policy(init, sample, score, published)
+    return Policy(init, sample, mode, score, published)
 
 
 POLICIES: dict[str, Callable[[Sequence[int]], Policy]] = {
     "independent": independent,
     "lstm": lstm,
 }
+
+
+def make_policy(policy: str | Policy, num_choices: Sequence[int]) -> Policy:
+    """Makes the policy of a name; one that is a value already stays.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    if not isinstance(policy, str):
+        return policy
+    if policy not in POLICIES:
+        raise InputError(
+            f"expected a policy of {', '.join(POLICIES)}, but got {policy}: name one"
+        )
+    return POLICIES[policy](num_choices)
 
 
 def _is_choice(num_choices: Sequence[int]) -> Array:
