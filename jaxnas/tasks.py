@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxnas.base import Array, PyTree
+from jaxnas.base import Array, InputError, PyTree
 from jaxnas.metrics import confusion_matrix
 
 
@@ -18,6 +19,7 @@ class Batch(NamedTuple):
 
     images: Array  # float32[N, H, W, colours], normalised; or uint8, as stored
     labels: Array  # int32[N]
+    given: PyTree = ()  # what the task itself needs, the same for all examples
 
 
 class Task(NamedTuple):
@@ -36,6 +38,64 @@ def classification() -> Task:
 
     def metrics(logits: Array, batch: Batch) -> dict[str, Array]:
         return {"accuracy": jnp.mean(logits.argmax(-1) == batch.labels)}
+
+    return Task(loss, metrics)
+
+
+def distillation(
+    task: Task, teacher: Any, temperature: float = 4.0, weight: float = 0.9
+) -> Task:
+    """A task that is learnt from a teacher as well.
+
+    Hinton, Vinyals and Dean 2015, arXiv:1503.02531. With the logits v of the teacher
+    and z of the student, both float32[N, C], the loss is
+
+        (1 - weight) loss(z) + weight T^2 KL(softmax(v / T) || softmax(z / T)),
+
+    in nats, the mean over the examples. The factor T^2 keeps the gradient of its size
+    at any temperature T. The teacher sees the very images that the student sees, at its
+    running statistics; nothing is learnt by it. Its variables come in `Batch.given` of
+    the data, so that they are an argument of a compiled step. Metrics: those of the
+    task, and `agreement`, the part of the examples that both give the same class.
+
+    Args:
+      task: what the network is trained for.
+      teacher: a Linen module, `teacher(images)`.
+      temperature: T; 4 and a weight of 0.9 are usual since Zagoruyko and Komodakis
+        2017, arXiv:1612.03928.
+      weight: of the teacher, from 0, the task alone, to 1, the teacher alone.
+
+    Raises:
+      InputError: the temperature is not above 0, the weight not from 0 to 1; while
+        tracing, for a batch with nothing given.
+    """
+    if not (temperature > 0 and 0 <= weight <= 1):
+        raise InputError(
+            f"expected a temperature above 0 and a weight from 0 to 1, but got "
+            f"{temperature} and {weight}: change them"
+        )
+
+    def teach(logits: Array, batch: Batch) -> Array:
+        """What the teacher says, float32[N, C]; XLA computes it once a batch."""
+        if not jax.tree.leaves(batch.given):
+            raise InputError(
+                "expected the teacher's variables in Batch.given of the data, but got "
+                'none: give {"params": ..., "batch_stats": ...}'
+            )
+        taught = lax.stop_gradient(teacher.apply(batch.given, batch.images))
+        chex.assert_equal_shape([logits, taught])
+        return taught
+
+    def loss(logits: Array, batch: Batch) -> Array:
+        taught = jax.nn.log_softmax(teach(logits, batch) / temperature)
+        learnt = jax.nn.log_softmax(logits / temperature)
+        divergence = jnp.sum(jnp.exp(taught) * (taught - learnt), -1).mean()
+        part = weight * temperature**2 * divergence
+        return (1 - weight) * task.loss(logits, batch) + part
+
+    def metrics(logits: Array, batch: Batch) -> dict[str, Array]:
+        same = logits.argmax(-1) == teach(logits, batch).argmax(-1)
+        return {**task.metrics(logits, batch), "agreement": jnp.mean(same)}
 
     return Task(loss, metrics)
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxnas.base import Proposal
 from jaxnas.evaluators.supernet import supernet
-from jaxnas.nn.cell import Cell, Edge
+from jaxnas.nn.cell import Cell
+from jaxnas.nn.graph import Edge
 from jaxnas.tasks import Batch, classification
 
 # Half of the time to compile; nothing here runs for long.
@@ -104,7 +105,7 @@ class Step(NamedTuple):
     before: Any
     after: Any
     feedback: Any
-    batches: list[Batch]  # of the step, of the next one, of the architecture
+    batches: list[Batch]  # of the step, of the next ones, of the architecture
     numbers: list[np.ndarray]  # of their examples, int[BATCH]
 
 
@@ -129,7 +130,7 @@ def follow(network, num_steps=NUM_STEPS, **how) -> list[Step]:
         arch = jax.nn.softmax(jnp.asarray(row))
         after, feedback = evaluate(KEY, evaluator.data, state, propose(arch))
         jax.effects_barrier()
-        halves = [HALVES[i] for i in (0, 0, 1)]
+        halves = [HALVES[0]] * (len(drawn) - 1) + [HALVES[1]]
         batches = [
             Batch(prepare(key, half.images[numbers]), half.labels[numbers])
             for (key, numbers), half in zip(drawn, halves, strict=True)
@@ -187,10 +188,11 @@ def descend(network, params, momenta, arch, batch, rate, clip=None):
     return jax.tree.map(lambda p, m: p - rate * m, params, momenta), momenta
 
 
-def outer_objective(network, arch, params, momenta, batches, rate):
-    """The loss on the architecture's batch after one more step, without a clip."""
-    params, _ = descend(network, params, momenta, arch, batches[1], rate)
-    return loss_of(network, params, arch, batches[2])
+def outer_objective(network, arch, params, momenta, batches, rates):
+    """The loss on the architecture's batch after more steps, without a clip."""
+    for batch, rate in zip(batches[1:-1], rates, strict=True):
+        params, momenta = descend(network, params, momenta, arch, batch, rate)
+    return loss_of(network, params, arch, batches[-1])
 
 
 def momenta_of(state):
@@ -205,8 +207,8 @@ compiled_grad = jit(jax.value_and_grad(loss_of, (1, 2)), static_argnums=0)
 
 def problem(step, t):
     """What `outer_objective` takes after the architecture, at step t."""
-    given = step.after.train.params, momenta_of(step.after), step.batches
-    return *given, learning_rate(t + 1.0)
+    rates = [learning_rate(t + 1.0 + i) for i in range(len(step.batches) - 2)]
+    return step.after.train.params, momenta_of(step.after), step.batches, rates
 
 
 def central_differences(network, arch, *given):

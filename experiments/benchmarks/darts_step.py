@@ -7,6 +7,11 @@ For first and second order (ours exact, theirs the paper's finite difference) it
 prints medians, their ratio, compile time from a cold cache, and peak memory: that of a
 process of its own for each side, where ours loads what was compiled. About ten minutes
 on two CPU cores.
+
+`--part methods` is of jaxnas alone: a row for each method and hypergradient, with the
+ratio to a first-order step of DARTS, the memory of the compiled program, and seconds to
+compile. `--part unrolled`: how memory grows with the steps that are differentiated
+through, with remat and without.
 """
 
 import json
@@ -19,8 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
+import darts_methods
 import jax
 import numpy as np
 import rich.console
@@ -49,6 +55,10 @@ class Config:
     """Steps of each side that are timed, alternately."""
     order: str | None = None
     """first_order or second_order; both by default."""
+    part: Literal["torch", "methods", "unrolled"] = "torch"
+    """Beside PyTorch; all methods beside each other; the memory of unrolled steps."""
+    method_cells: int = 3
+    """Cells of the last two parts."""
     output: Path | None = None
     """Where the figures go as JSON."""
     memory_of: str | None = None
@@ -176,22 +186,46 @@ def main(config: Config) -> None:
     """Prints the table."""
     if config.memory_of:
         return print_peak(config)
-    orders = [config.order] if config.order else list(ORDERS)
     with tempfile.TemporaryDirectory() as folder:  # cold, and warm for `peak`
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         jax.config.update("jax_compilation_cache_dir", folder)
-        found = {order: measure(config, order) for order in orders}
-    table = rich.table.Table(title=f"{config.cells} cells, batch {config.batch_size}")
-    names = "", "jaxnas s", "PyTorch s", "ratio", "compile s", "jaxnas MB", "PyTorch MB"
-    for column in names:
+        title, found, names = PARTS[config.part](config)
+    table = rich.table.Table(title=title)
+    for column in ("", *names):
         table.add_column(column, justify="right")
-    for order, figures in found.items():
-        table.add_row(order, *(f"{figure:.2f}" for figure in figures.values()))
-    rich.console.Console(width=88).print(table)
+    for name, figures in found.items():
+        table.add_row(name, *(f"{figure:.2f}" for figure in figures.values()))
+    rich.console.Console(width=100).print(table)
     device = jax.devices()[0].device_kind
     print(f"jax {jax.__version__}, torch {torch.__version__}, {device}")
     if config.output:
         config.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def beside_torch(config: Config) -> tuple[str, dict[str, Any], list[str]]:
+    """Steps of jaxnas and of PyTorch."""
+    orders = [config.order] if config.order else list(ORDERS)
+    names = ["jaxnas s", "PyTorch s", "ratio", "compile s", "jaxnas MB", "PyTorch MB"]
+    title = f"{config.cells} cells, batch {config.batch_size}"
+    return title, {order: measure(config, order) for order in orders}, names
+
+
+def beside_each_other(config: Config) -> tuple[str, dict[str, Any], list[str]]:
+    """Steps of all methods."""
+    found = darts_methods.measure(config, *examples(config, 2 * config.batch_size))
+    names = ["seconds", "ratio", "MB", "ratio", "compile s"]
+    return f"{config.method_cells} cells, batch {config.batch_size}", found, names
+
+
+def by_steps(config: Config) -> tuple[str, dict[str, Any], list[str]]:
+    """Memory by the number of virtual steps."""
+    data = examples(config, 2 * config.batch_size)
+    names = [f"K = {k}" for k in darts_methods.KS]
+    title = f"MB, {config.method_cells} cells, batch {config.batch_size}"
+    return title, darts_methods.measure_unrolled(config, *data), names
+
+
+PARTS = {"torch": beside_torch, "methods": beside_each_other, "unrolled": by_steps}
 
 
 if __name__ == "__main__":

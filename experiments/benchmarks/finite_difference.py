@@ -18,7 +18,8 @@ import rich.table
 import tyro
 
 from jaxnas import data
-from jaxnas.evaluators.supernet import finite_difference, supernet
+from jaxnas.evaluators.hypergradients import finite_difference
+from jaxnas.evaluators.supernet import supernet
 from jaxnas.spaces.darts import darts
 from jaxnas.strategies.differentiable import differentiable
 from jaxnas.tasks import Batch, classification

@@ -36,7 +36,7 @@ def fit(
       key: a key; what is trained follows from it alone.
       network: a Linen module, `network(images, drop_rate=..., train=...)`.
       task: what it is trained for.
-      data: images uint8[N, H, W, colours], labels int32[N].
+      data: images uint8[N, H, W, colours], labels int32[N], and what the task needs.
       prepare: `(key, uint8[B, H, W, colours]) -> float32`: normalises, augments.
       scan: a loop of `jaxnas.search`.
       tx: the optimizer.
@@ -46,7 +46,7 @@ def fit(
       drop_path: probability to lose an edge, which grows from zero to this.
 
     Returns:
-      The state, and the metrics of each step: `loss`, `accuracy`, float32[T] each.
+      The state, and of each step `loss` and the metrics of the task, float32[T] each.
 
     Raises:
       InputError: a batch size below 1 or above N.
@@ -87,7 +87,7 @@ class Step(NamedTuple):
         index = batch_indices(key_order, step, len(data.labels), self.batch_size)
         images = self.prepare(key_prepare, data.images[index])
         update = make_update(self.loss, self.tx)
-        batch = Batch(images, data.labels[index])
+        batch = Batch(images, data.labels[index], data.given)
         return update((step, key_drop, weights), state, batch)
 
     def loss(self, params, batch_stats, key, batch):
