@@ -1,4 +1,4 @@
-"""DARTS: search a cell on real images, draw it, train the network that it makes.
+"""DARTS and its kin: search a cell on images, draw it, train the network that it makes.
 
     python experiments/darts_cifar.py
 
@@ -9,9 +9,18 @@ on a CPU. The paper's, the default on a GPU or TPU:
 
 Liu, Simonyan and Yang 2019 (arXiv:1806.09055) report 97.24 % test accuracy for it in
 second order, the best of four searches. BUILD.md says what was measured here.
+
+`--method` takes its relatives: GDAS (Dong and Yang 2019, arXiv:1910.04465), SNAS (Xie
+et al. 2019, arXiv:1812.09926), DrNAS (Chen et al. 2021, arXiv:2006.10355) without its
+growing channels, PC-DARTS (Xu et al. 2020, arXiv:1907.05737), whose paper asks for
+--search-batch-size 256 --search-learning-rate 0.1. `--early-stopping` (Zela et al.
+2020, arXiv:1909.09656) and `--max-skips` (Chen et al. 2019, arXiv:1904.12760) are
+guards against cells of skip connections alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -19,155 +28,115 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-from retraining import draw_curves, prepare, train_network
+from cell_search import (
+    QUICK,
+    SearchConfig,
+    check_cells,
+    check_flags,
+    load,
+    num_steps_of,
+    run_or_show,
+    train_found,
+    with_states,
+)
+from found_network import make_network, write_found
+from retraining import draw_curves, prepare
 
 from jaxnas import cli, data, plots, runs
-from jaxnas.base import Array, InputError, Log, SearchSpace
-from jaxnas.evaluators.supernet import HYPERGRADIENTS, supernet
-from jaxnas.nn.skeleton import reductions
+from jaxnas.base import Array, InputError, Log, PyTree, SearchSpace, Strategy
+from jaxnas.encoding import is_skip
+from jaxnas.evaluators.hypergradients import HYPERGRADIENTS
+from jaxnas.evaluators.supernet import supernet
 from jaxnas.search import search
 from jaxnas.spaces.darts import darts
-from jaxnas.spaces.genotype import INPUTS, OPS, OUTPUT, SOURCES, TARGETS, cell_edges
+from jaxnas.spaces.genotype import INPUTS, OPS, SOURCES, TARGETS
 from jaxnas.strategies.differentiable import differentiable
+from jaxnas.strategies.drnas import drnas
+from jaxnas.strategies.early_stopping import early_stopping
+from jaxnas.strategies.gdas import gdas
+from jaxnas.strategies.pc_darts import pc_darts
+from jaxnas.strategies.snas import snas
 from jaxnas.tasks import Batch, classification
-from jaxnas.training import sgd
+
+METHODS: dict[str, Callable[..., Strategy]] = {
+    "darts": differentiable,
+    "gdas": gdas,
+    "snas": snas,
+    "drnas": drnas,
+    "pc_darts": pc_darts,
+}
+PARTS = 4  # PC-DARTS's operations see one channel in so many
+SUPERNETS = {"gdas": {"single_path": True}, "pc_darts": {"partial": PARTS}}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SearchConfig):
     """Search a cell with DARTS, draw it, train the network that it makes."""
 
-    preset: Literal["quick", "paper"] = "paper"
-    """quick takes minutes on a CPU; the other flags change a preset's values."""
-    dataset: Literal[data.DATASETS] = "auto"
-    """auto takes cifar10 where it can be had, else digits."""
-    data_dir: Path | None = None
-    """Folder of prepared datasets; that of tensorflow-datasets by default."""
     workdir: Path = Path("runs/darts_cifar")
     """Where results go; the same command goes on from what is there."""
-    overwrite: bool = False
-    """Clear a run of another configuration from the work folder."""
-    seed: int = 0
-    """What every random number follows from."""
-
+    method: Literal[tuple(METHODS)] = "darts"
     hypergradient: Literal[tuple(HYPERGRADIENTS)] = "exact"
     """How the architecture's gradient follows the step of the weights."""
-    search_epochs: int | None = 50
-    search_steps: int | None = None
-    """Number of search steps, which counts instead of --search-epochs."""
-    search_batch_size: int = 64
-    search_channels: int = 16
-    search_cells: int = 8
-    search_learning_rate: float = 0.025
-    arch_learning_rate: float = 3e-4
-    """Of Adam on the logits of the architecture."""
+    arch_learning_rate: float | None = None
+    """Of Adam on the logits of the architecture; that of the method by default."""
+    max_skips: int | None = None
+    """Skip connections that the normal cell may have at most; any by default."""
+    early_stopping: bool = False
+    """Stop once the loss has become sharp in the architecture."""
+    curvature_every: int | None = None
+    """Steps between two measurements of that; with --early-stopping an epoch by
+    default, or a fiftieth of the search if that is less, otherwise never."""
     genotype: str | None = None
     """Train this cell, in the literature's form, instead of searching one."""
-
-    epochs: int | None = 600
-    steps: int | None = None
-    """Number of training steps, which counts instead of --epochs."""
-    batch_size: int = 96
-    channels: int = 36
-    cells: int = 20
-    learning_rate: float = 0.025
-    cutout: bool = True
-    drop_path: float = 0.2
-    """Probability at the end of the training that an image loses an edge."""
-    auxiliary: float = 0.4
-    """Weight of the auxiliary classifier's loss; 0 for none."""
-    chunk: int = 100
-    """Steps between two checkpoints."""
 
 
 PRESETS = {
     "quick": Config(
-        hypergradient="first_order",
-        search_epochs=None,
+        **QUICK,
         search_steps=100,
-        search_batch_size=32,
-        search_channels=8,
-        search_cells=3,
+        hypergradient="first_order",
         arch_learning_rate=1e-2,
-        epochs=None,
-        steps=300,
-        batch_size=64,
-        channels=16,
-        cells=3,
-        learning_rate=0.05,
-        cutout=False,
-        drop_path=0.0,
-        auxiliary=0.0,
-        chunk=25,
     ),
     "paper": Config(),
 }
-SEARCH = {
+LOSSES = {
     **{f"train_{name}": "weights' half" for name in ("loss", "accuracy")},
     **{f"valid_{name}": "architecture's half" for name in ("loss", "accuracy")},
 }
+SEARCH = {**LOSSES, "valid_curvature": "in the logits", "skips": "of the normal cell"}
 TRAIN = {f"train_{name}": "training batches" for name in ("loss", "accuracy")}
 
 
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
-    name = config.dataset
-    if name == "auto":  # a run that was begun keeps its dataset
-        name = runs.configuration(config.workdir).get("dataset", name)
-    dataset = data.load(name, config.data_dir)
+    dataset = load(config)
     check(config, dataset)
     config = replace(config, dataset=dataset.name)
-    with runs.open_run(config, tuple(SEARCH)) as run:
-        result = run.result()
-        if result is None:
-            result = run.finish(work(config, dataset, run))
-        else:
-            print("this run is finished; its result:")
-        cli.show_result(result)
-        print(f"files are in {run.folder}")
+    run_or_show(config, tuple(SEARCH), lambda run: work(config, dataset, run))
 
 
 def check(config: Config, dataset: data.Dataset) -> None:
     """Refuses what cannot work, before a work folder is made or anything compiles."""
-    num_train = len(dataset.train_labels)
-    counts = "epochs", "steps", "channels", "cells"
     ranges = {
-        **{name: (1, inf) for count in counts for name in (count, f"search_{count}")},
-        "chunk": (1, inf),
-        "batch_size": (1, num_train),
-        "search_batch_size": (1, num_train // 2),
-        "learning_rate": (0, inf),
-        "search_learning_rate": (0, inf),
         "arch_learning_rate": (0, inf),
-        "auxiliary": (0, inf),
-        "drop_path": (0, 1),
-        "seed": (0, 2**32 - 1),
+        "max_skips": (0, inf),
+        "curvature_every": (1, inf),
     }
-    cli.check_ranges(config, ranges)
-    for epochs, steps in (("search_epochs", "search_steps"), ("epochs", "steps")):
-        is_asked = getattr(config, epochs) != getattr(PRESETS[config.preset], epochs)
-        number, flag = getattr(config, steps), f"--{steps.replace('_', '-')}"
-        if is_asked and number:
-            raise InputError(
-                f"expected epochs or steps, but {flag} is {number}, which counts: add "
-                f"{flag} None for epochs"
-            )
-        if getattr(config, epochs) is None and number is None:
-            raise InputError(f"expected epochs or steps, but got neither: add {flag} N")
+    check_flags(config, PRESETS[config.preset], dataset, ranges)
     if config.genotype is not None:
         darts().from_string(config.genotype)
-    height, width = dataset.train_images.shape[1:3]
-    for name in ("search_cells", "cells"):
-        halvings = len(set(reductions(getattr(config, name))))
-        # The auxiliary classifier takes 2x2 pixels.
-        least = 2**halvings + (name == "cells" and config.auxiliary > 0)
-        if min(height, width) < least:
-            raise InputError(
-                f"expected images of {least}x{least} pixels or more, since "
-                f"--{name.replace('_', '-')} {getattr(config, name)} halves them "
-                f"{halvings} times, but those of {dataset.name} have {height}x{width}: "
-                "ask for fewer cells, or for --auxiliary 0"
-            )
+    if config.method == "pc_darts" and config.search_channels % PARTS:
+        raise InputError(
+            f"expected --search-channels that {PARTS} divides, since operations of "
+            f"pc_darts see a part of them, but got {config.search_channels}: change it"
+        )
+    if config.method == "gdas" and (config.early_stopping or config.curvature_every):
+        raise InputError(
+            "expected no curvature for gdas, which is 0 at discrete networks, but got "
+            "--early-stopping or --curvature-every: leave it out"
+        )
+    check_cells(config, dataset)
 
 
 def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]:
@@ -175,28 +144,22 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
     space = darts()
     key_search, key_train = jax.random.split(jax.random.key(config.seed))
     if config.genotype is None:
-        arch = search_cell(config, dataset, run, space, key_search)
+        arch, searched = search_cell(config, dataset, run, space, key_search)
+        draw_curves(run, "searching", SEARCH)
     else:
-        arch = space.from_string(config.genotype)
-    genotype, cells = space.to_string(arch), cell_edges(arch)
-    run.write_json("genotype.json", {"genotype": genotype, **cells})
-    graphs = {"Normal cell": cells["normal"], "Reduction cell": cells["reduce"]}
-    figure = plots.draw_cells(graphs, inputs=INPUTS, output=OUTPUT, op_names=OPS)
-    plots.save(figure, run.path("cells.png"))
-    network = space.network(
-        arch,
-        channels=config.channels,
-        cells=config.cells,
-        num_classes=len(dataset.class_names),
-        auxiliary=config.auxiliary > 0,
-    )
-    found = train(config, dataset, run, network, key_train)
-    draw_curves(run, "searching", SEARCH)
+        arch, searched = space.from_string(config.genotype), {}
+    found = write_found(run, space, arch)
+    network = make_network(config, space, arch, dataset)
+    schedule = partial(optax.cosine_decay_schedule, config.learning_rate)
+    trained = train_found(config, dataset, run, network, key_train, schedule, 3e-4)
     draw_curves(run, "retraining", TRAIN)
     return {
         "dataset": dataset.name,
-        "genotype": genotype,
+        "method": config.method,
         **found,
+        "skips": int(is_skip(arch, space.cells).sum()),
+        **searched,
+        **trained,
         "search_steps_per_second": run.rate("searching"),
         "retrain_steps_per_second": run.rate("retraining"),
     }
@@ -204,19 +167,20 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
 
 def search_cell(
     config: Config, dataset: data.Dataset, run: runs.Run, space: SearchSpace, key: Array
-) -> Array:
-    """Searches, and draws the weights of the operations; returns int32[28]."""
+) -> tuple[Array, dict[str, Any]]:
+    """Searches, and draws the weights of the operations; int32[28], and its steps."""
     key_split, key_search = jax.random.split(key)
     train = dataset.train_images, dataset.train_labels
     first, second = data.split(key_split, *train)
     batch_size = config.search_batch_size
-    per_epoch = len(first[1]) // batch_size
-    num_steps = config.search_steps or config.search_epochs * per_epoch
+    num_steps = num_steps_of(config, len(first[1]), "search_")
+    strategy, every = make_strategy(config, space, num_steps, len(first[1]))
     evaluator = supernet(
         space.network(
             channels=config.search_channels,
             cells=config.search_cells,
             num_classes=len(dataset.class_names),
+            **SUPERNETS.get(config.method, {}),
         ),
         classification(),
         (Batch(*first), Batch(*second)),
@@ -226,42 +190,58 @@ def search_cell(
             config.search_learning_rate, num_steps, 0.04
         ),
         batch_size=batch_size,
+        curvature_every=every,
     )
-    strategy = differentiable(space, learning_rate=config.arch_learning_rate)
 
-    def summarise(log: Log) -> dict[str, Any]:
-        return {name: log.feedback.metrics[name].mean() for name in SEARCH}
+    def summarise(chunk: tuple[PyTree, Log]) -> dict[str, Any]:
+        ((state, _), log), row = chunk, {}
+        metrics, asked = log.feedback.metrics, log.proposal.budget > 0
+        if asked.any():  # a search that stopped early asks nothing
+            row = {name: metrics[name][asked].mean() for name in LOSSES}
+        curvatures = metrics.get("valid_curvature", np.empty(0))
+        if np.isfinite(curvatures).any():
+            row["valid_curvature"] = np.nanmean(curvatures)
+        answer = strategy.recommend(state, log)
+        return row | {"skips": is_skip(answer, space.cells).sum()}
 
-    with cli.phase(run, "searching", num_steps, config.chunk, summarise) as scan:
+    with cli.phase(
+        run, "searching", num_steps, config.chunk, summarise, with_states
+    ) as scan:
         (state, _), log = search(key_search, strategy, evaluator, num_steps, scan)
-    draw_weights(run, log.proposal.arch[:, 0])
-    return strategy.recommend(state, log)
+    asked = log.proposal.budget[:, 0] > 0
+    drawn = config.method in ("gdas", "snas", "drnas")
+    draw_weights(run, log.proposal.arch[asked, 0], drawn)
+    return strategy.recommend(state, log), {"search_steps": int(asked.sum())}
 
 
-def train(
-    config: Config, dataset: data.Dataset, run: runs.Run, network: Any, key: Array
-) -> dict[str, Any]:
-    """Trains the network that was found, with the paper's recipe, and tests it."""
-    per_epoch = len(dataset.train_labels) // config.batch_size
-    num_steps = config.steps or config.epochs * per_epoch
-    schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
-    return train_network(
-        run,
-        dataset,
-        network,
-        key,
-        tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(schedule, 0.9, 3e-4)),
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        chunk=config.chunk,
-        cutout=config.cutout,
-        auxiliary=config.auxiliary,
-        drop_path=config.drop_path,
-    )
+def make_strategy(
+    config: Config, space: SearchSpace, num_steps: int, num_examples: int
+) -> tuple[Strategy, int]:
+    """The method with its guards, and the steps between curvatures, 0 for never."""
+    settings: dict[str, Any] = {"max_skips": config.max_skips}
+    if config.arch_learning_rate is not None:
+        settings["learning_rate"] = config.arch_learning_rate
+    if config.method in ("gdas", "snas"):
+        settings["num_steps"] = num_steps
+    if config.method == "pc_darts":
+        settings["warmup"] = round(0.3 * num_steps)  # 15 of 50 epochs
+    strategy = METHODS[config.method](space, **settings)
+    every = config.curvature_every or 0
+    if config.early_stopping:
+        strategy = early_stopping(strategy)
+        per_epoch = num_examples // config.search_batch_size
+        every = every or max(min(per_epoch, num_steps // 50), 1)
+    return strategy, every
 
 
-def draw_weights(run: runs.Run, weights: np.ndarray) -> None:
-    """Draws the operation weights float32[T, 28, 8], at 200 steps at most."""
+def draw_weights(run: runs.Run, weights: np.ndarray, drawn: bool) -> None:
+    """Draws the operation weights float32[T, 28, 8], at 200 steps at most.
+
+    Weights that are drawn at random are shown as their mean over a fifth of the steps.
+    """
+    window = len(weights) // 5 + 1 if drawn else 1
+    sums = np.cumsum(np.pad(weights, ((1, 0), (0, 0), (0, 0))), 0, dtype=float)
+    weights = (sums[window:] - sums[:-window]) / window
     steps = np.unique(np.linspace(0, len(weights) - 1, 200).astype(int))
     states = [*INPUTS, "0", "1", "2", "3"]
     names = [
@@ -269,7 +249,7 @@ def draw_weights(run: runs.Run, weights: np.ndarray) -> None:
     ]
     for title, part in (("Normal", slice(0, 14)), ("Reduction", slice(14, 28))):
         figure = plots.plot_operation_weights(
-            steps, weights[steps, part], names, OPS, f"{title} cell"
+            steps + window - 1, weights[steps, part], names, OPS, f"{title} cell"
         )
         plots.save(figure, run.path(f"weights_{title.lower()}.png"))
 

@@ -9,9 +9,18 @@ import numpy as np
 import optax
 
 from jaxnas import cli, data, metrics, plots, runs
-from jaxnas.base import Array
+from jaxnas.base import Array, PyTree
 from jaxnas.evaluators.fit import confusion_of, fit
-from jaxnas.tasks import Batch, classification
+from jaxnas.tasks import Batch, Task, classification
+
+NETWORK = "network"  # where the checkpoint of the trained network lies
+PANELS = {  # what a column of the log is, by its last word; what it is multiplied by
+    "loss": ("cross entropy (nats)", 1),
+    "accuracy": ("accuracy (%)", 100),
+    "entropy": ("entropy of the controller (nats)", 1),
+    "curvature": ("largest eigenvalue", 1),
+    "skips": ("skip connections", 1),
+}
 
 
 def prepare(dataset: data.Dataset, **changes: Any) -> tuple[Callable, Callable]:
@@ -36,8 +45,13 @@ def train_network(
     cutout: bool,
     auxiliary: float = 0.0,
     drop_path: float = 0.0,
+    task: Task | None = None,
+    given: PyTree = (),
 ) -> dict[str, Any]:
     """Trains a network from scratch in the phase "retraining" and tests it.
+
+    It learns to classify, or another task on what that is given. Its variables are a
+    checkpoint of their own.
 
     Returns:
       `test_accuracy` and the like in percent, by class too, and `parameters`.
@@ -51,8 +65,8 @@ def train_network(
         state, _ = fit(
             key,
             network,
-            classification(),
-            Batch(dataset.train_images, dataset.train_labels),
+            task or classification(),
+            Batch(dataset.train_images, dataset.train_labels, given),
             augmented,
             scan,
             tx=tx,
@@ -61,6 +75,9 @@ def train_network(
             auxiliary=auxiliary,
             drop_path=drop_path,
         )
+    kept = run.checkpoints(NETWORK)
+    if kept.latest() is None:
+        kept.save(num_steps, {"params": state.params, "batch_stats": state.batch_stats})
     test = Batch(dataset.test_images, dataset.test_labels)
     num_classes = len(dataset.class_names)
     confusion = confusion_of(network, state, test, normalized, num_classes)
@@ -75,21 +92,23 @@ def train_network(
 
 
 def draw_curves(run: runs.Run, phase: str, labels: dict[str, str]) -> None:
-    """Draws losses and accuracies of a phase, by the names of their columns.
+    """Draws what the log has of a phase, by the names of its columns.
 
     Args:
       run: the work folder; the picture is curves_<phase>.png.
       phase: in the log.
-      labels: of the columns that end with _loss or _accuracy.
+      labels: of the columns, whose last word is one of `PANELS`.
     """
     log = run.log.read(phase)
     if not log["step"]:
         return
-    panels: dict[str, dict] = {"cross entropy (nats)": {}, "accuracy (%)": {}}
+    panels: dict[str, dict] = {}
     for name, label in labels.items():
-        if np.isfinite(log[name]).any():
-            is_loss = name.endswith("_loss")
-            panel = panels["cross entropy (nats)" if is_loss else "accuracy (%)"]
-            panel[label] = log["step"], np.array(log[name]) * (1 if is_loss else 100)
+        steps, values = np.array(log["step"]), np.array(log[name], float)
+        there = np.isfinite(values)
+        if there.any():
+            title, factor = PANELS[name.split("_")[-1]]
+            curve = steps[there], values[there] * factor
+            panels.setdefault(title, {})[label] = curve
     figure = plots.plot_curves(panels, xlabel="step", title=phase.capitalize())
     plots.save(figure, run.path(f"curves_{phase}.png"))

@@ -8,28 +8,33 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import running
 from PIL import Image
+from running import EXPERIMENTS, assert_refused, contents, finish, read
+from trees import assert_trees_equal
 
-from jaxnas import cli, data
-from jaxnas.base import InputError
+from jaxnas import data
+from jaxnas.base import OK, Evaluator, Feedback
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.spaces.darts import darts
-from jaxnas.spaces.genotype import DARTS_V2
+from jaxnas.spaces.genotype import DARTS_V2, OPS
+from jaxnas.tasks import Batch, classification
+from jaxnas.training import init_state
 
-ROOT = Path(__file__).parents[1]
-EXPERIMENT = ROOT / "experiments" / "darts_cifar.py"
 SIZES = "--search-cells 1 --search-channels 2 --search-batch-size 4 --search-steps 8"
 SIZES += " --cells 1 --channels 2 --batch-size 4 --steps 7 --chunk 2"
 TINY = ["--dataset", "digits", *SIZES.split()]
+EDGE = "('max_pool_3x3', 0), ('skip_connect', 1)"
+CELLS = [f"{cell}=[{', '.join([EDGE] * 4)}]" for cell in ("normal", "reduce")]
+CONCATS = ["normal_concat=range(2, 6)", "reduce_concat=range(2, 6)"]
+SIMPLE = f"Genotype({', '.join([*CELLS, *CONCATS])})"  # quick to compile
 NUMBERS = {"test_accuracy", "test_precision", "test_recall", "test_f1", "parameters"}
 BY_CLASS = {f"test_{name}_by_class" for name in ("precision", "recall", "f1")}
 CLOCKS = {f"seconds_{phase}" for phase in ("compiling", "searching", "retraining")} | {
@@ -41,49 +46,17 @@ CLOCKS = {f"seconds_{phase}" for phase in ("compiling", "searching", "retraining
 def darts_cifar():
     """The experiment as a module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENT.parent)
+        patch.syspath_prepend(EXPERIMENTS)
         yield importlib.import_module("darts_cifar")
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
-    """A folder that all processes of pytest share, with what they compiled."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder = folder / "darts_cifar"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return running.shared_folder(tmp_path_factory, "darts_cifar")
 
 
-def start(shared: Path, workdir: Path, *args: str) -> subprocess.Popen:
-    """Starts the experiment as a person would."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.Popen(
-        [sys.executable, EXPERIMENT, "--workdir", workdir, *(args or TINY)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate()
-    return process.returncode, out, err
-
-
-def kill_at_checkpoint(process: subprocess.Popen, checkpoints: Checkpoints) -> None:
-    """Waits for a new checkpoint, then ends the process without a warning."""
-    before = checkpoints.latest()
-    while checkpoints.latest() == before and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
+def start(shared: Path, workdir: Path, *args: str):
+    return running.start("darts_cifar.py", shared, workdir, *(args or TINY))
 
 
 @pytest.fixture(scope="session")
@@ -102,28 +75,7 @@ def whole(shared) -> Path:
 @pytest.fixture
 def run(darts_cifar, monkeypatch, capsys):
     """Runs the experiment in this process: exit code, lines on stdout, stderr."""
-    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
-
-    def run(*args: str) -> tuple[int, list[str], str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(darts_cifar.main, darts_cifar.PRESETS, [*map(str, args)])
-        out, err = capsys.readouterr()
-        return stop.value.code, out.splitlines(), err
-
-    return run
-
-
-def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What each file holds, and when it was written."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in files
-    }
-
-
-def read(folder: Path, name: str) -> dict:
-    return json.loads((folder / name).read_text())
+    return running.run_here(darts_cifar, monkeypatch, capsys)
 
 
 # A run
@@ -155,7 +107,7 @@ def test_run_logs_every_chunk_of_both_phases(whole):
         *(("searching", step) for step in (2, 4, 6, 8)),
         *(("retraining", step) for step in (2, 4, 6, 7)),
     ]
-    search = {"train_loss", "train_accuracy", "valid_loss", "valid_accuracy"}
+    search = {"train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "skips"}
     for i, row in enumerate(rows):
         numbers = {name: float(value) for name, value in row.items() if value}
         names = search if i < 4 else {"train_loss", "train_accuracy"}
@@ -170,7 +122,9 @@ def test_result_is_of_the_network_of_the_genotype(whole):
     result = read(whole, "result.json")
     assert result.keys() == NUMBERS | BY_CLASS | CLOCKS | {
         *("dataset", "genotype", "jax_version", "device"),
+        *("method", "skips", "search_steps"),
     }
+    assert (result["method"], result["search_steps"]) == ("darts", 8)
     assert result["dataset"] == "digits"
     assert result["jax_version"] == jax.__version__
     assert result["device"] == jax.devices()[0].device_kind
@@ -180,6 +134,8 @@ def test_result_is_of_the_network_of_the_genotype(whole):
     arch = space.from_string(result["genotype"])
     written = read(whole, "genotype.json")
     assert written["genotype"] == result["genotype"] == space.to_string(arch)
+    skips = [op for *_, op in written["normal"]].count("skip_connect")
+    assert result["skips"] == skips
     for cell in ("normal", "reduce"):
         assert sum(op != "" for *_, op in written[cell]) == 8
     network = space.network(arch, channels=2, cells=1, num_classes=10)
@@ -214,7 +170,7 @@ def test_second_start_prints_the_finished_result(
 def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
     for phase in ("searching", "retraining"):
         checkpoints = Checkpoints(tmp_path / "checkpoints" / phase)
-        kill_at_checkpoint(start(shared, tmp_path), checkpoints)
+        running.kill_at_checkpoint(start(shared, tmp_path), checkpoints)
         assert checkpoints.latest() < 7
     code, _, err = finish(start(shared, tmp_path))
     assert (code, err) == (0, "")
@@ -245,11 +201,7 @@ def test_damaged_checkpoint_is_one_line_and_stays(whole, shared, tmp_path):
 
 
 def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(shared, tmp_path):
-    edge = "('max_pool_3x3', 0), ('skip_connect', 1)"
-    cells = [f"{cell}=[{', '.join([edge] * 4)}]" for cell in ("normal", "reduce")]
-    concats = ["normal_concat=range(2, 6)", "reduce_concat=range(2, 6)"]
-    genotype = f"Genotype({', '.join([*cells, *concats])})"
-    flags = ["--genotype", genotype, "--learning-rate", "1e30", "--chunk", "1"]
+    flags = ["--genotype", SIMPLE, "--learning-rate", "1e30", "--chunk", "1"]
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "retraining")
     kept = checkpoints.folder / "1"
     for _ in range(2):  # the second start goes on from what was kept
@@ -265,16 +217,123 @@ def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(shared, tmp_path):
     assert "retraining  1/7" not in out
 
 
+# Methods and guards
+
+
+def toy_supernet(network, *_, batch_size, curvature_every, **settings):
+    """Wants skip connections; the curvature is the step in the fourth power."""
+    del settings
+    grad = jnp.zeros((28, len(OPS))).at[:, OPS.index("skip_connect")].set(1.0)
+
+    def evaluate(key, data, step, proposal):
+        asked = proposal.budget > 0
+        due = asked & (step % max(curvature_every, 1) == 0)
+        loss = jnp.where(asked, 2.0, jnp.nan)
+        metrics = {f"{half}_loss": loss for half in ("train", "valid")}
+        metrics |= {f"{half}_accuracy": loss / 4 for half in ("train", "valid")}
+        if curvature_every:
+            sharp = step.astype(jnp.float32) ** 4
+            metrics["valid_curvature"] = jnp.where(due, sharp, jnp.nan)
+        feedback = Feedback(-loss, loss, jnp.full(1, OK), metrics, grad=grad[None])
+        return step + 1, feedback
+
+    return Evaluator((), lambda key: jnp.int32(0), evaluate)
+
+
+@pytest.fixture
+def toy(darts_cifar, run, monkeypatch, tmp_path):
+    """Searches with the toy: its result, its rows of the log, what it was made of."""
+    made = []
+
+    def supernet(*args, **settings):
+        made.append((args[0], settings))
+        return toy_supernet(*args, **settings)
+
+    monkeypatch.setattr(darts_cifar, "supernet", supernet)
+    for name in ("train_found", "draw_weights"):
+        monkeypatch.setattr(darts_cifar, name, lambda *_: {})
+
+    def search(*flags: str):
+        sizes = "--dataset digits --search-steps 60 --search-channels 4 --chunk 10"
+        rate = "--arch-learning-rate", "0.5"
+        code, _, err = run("--workdir", tmp_path, *sizes.split(), *rate, *flags)
+        assert (code, err) == (0, "")
+        with (tmp_path / "log.csv").open() as file:
+            return read(tmp_path, "result.json"), [*csv.DictReader(file)], *made[0]
+
+    return search
+
+
+@pytest.mark.parametrize("method", ["darts", "gdas", "snas", "drnas", "pc_darts"])
+def test_method_finds_what_its_supernet_wants(toy, method):
+    result, rows, network, settings = toy("--method", method)
+    assert (result["method"], result["skips"]) == (method, 8)
+    assert network.single_path == (method == "gdas")
+    assert network.partial == (4 if method == "pc_darts" else 1)
+    assert settings["curvature_every"] == 0
+    assert [row["skips"] for row in rows][-1] == "8"
+    assert result["search_steps"] == 60
+    if method == "pc_darts":  # 18 steps leave the logits alone
+        assert rows[0]["skips"] != "8"
+
+
+def test_early_stopping_ends_the_search_where_the_loss_grew_sharp(toy, tmp_path):
+    flags = "--early-stopping --curvature-every 2 --max-skips 1"
+    result, rows, _, settings = toy(*flags.split())
+    assert settings["curvature_every"] == 2
+    # The tenth measurement is the first that can stop it.
+    assert result["search_steps"] == 19
+    assert result["skips"] == 1
+    assert [bool(row["valid_loss"]) for row in rows] == [True] * 2 + [False] * 4
+    mean = np.mean([step**4 for step in (0, 2, 4, 6, 8)])
+    assert float(rows[0]["valid_curvature"]) == pytest.approx(mean)
+    with Image.open(tmp_path / "curves_searching.png") as image:
+        assert image.width > 3 * image.height  # four panels
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "asked", "every"), [(False, None, 0), (True, None, 1), (0, 7, 7)]
+)
+def test_curvature_is_measured_where_it_is_asked_for(
+    darts_cifar, early_stopping, asked, every
+):
+    config = dataclasses.replace(
+        darts_cifar.PRESETS["quick"],
+        early_stopping=bool(early_stopping),
+        curvature_every=asked,
+    )
+    assert darts_cifar.make_strategy(config, darts(), 60, 721)[1] == every
+
+
+def test_teacher_is_the_trained_network(whole, tmp_path, darts_cifar, monkeypatch):
+    digits, module = data.load("digits"), importlib.import_module("cell_search")
+    taught = {}
+    monkeypatch.setattr(module, "train_network", lambda *_, **how: taught.update(how))
+    quick = darts_cifar.PRESETS["quick"]
+    config = dataclasses.replace(quick, teacher=whole)
+    module.train_found(config, digits, None, None, None, optax.constant_schedule, 3e-4)
+    variables, network = taught["given"], module.load_teacher(whole, digits)[0]
+
+    like = jax.eval_shape(lambda params: init_state(params, taught["tx"]), variables)
+    numbers = {name: np.zeros(7, np.float32) for name in ("loss", "accuracy")}
+    checkpoints = Checkpoints(whole / "checkpoints" / "retraining")
+    trained, _ = checkpoints.restore(7, (like, numbers))
+    assert_trees_equal(trained.params, variables["params"])
+    assert_trees_equal(trained.batch_stats, variables["batch_stats"])
+
+    images = digits.test_images[:20] / np.float32(255)
+    batch = Batch(images, digits.test_labels[:20], variables)
+    logits = network.apply(variables, images)
+    assert taught["task"].metrics(logits, batch)["agreement"] == 1
+    own = float(
+        classification().loss(logits, batch)
+    )  # a tenth of the loss is the labels'
+    assert float(taught["task"].loss(logits, batch)) == pytest.approx(
+        0.1 * own, rel=1e-4
+    )
+
+
 # Bad input
-
-
-def assert_refused(outcome: tuple[int, list[str], str], *says: str) -> None:
-    code, out, err = outcome
-    assert (code, out) == (2, [])
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    for part in says:
-        assert part in err
 
 
 @pytest.mark.parametrize(
@@ -297,6 +356,13 @@ def assert_refused(outcome: tuple[int, list[str], str], *says: str) -> None:
         ("--seed -1", ["--seed from 0 to 4294967295", "got -1"]),
         ("--genotype x", ["a genotype Genotype(normal=[", "got 'x'"]),
         ("--dataset imagenet", ["'imagenet'", "'digits'"]),
+        ("--max-skips -1", ["--max-skips of 0 or more", "got -1"]),
+        ("--curvature-every 0", ["--curvature-every of 1 or more", "got 0"]),
+        ("--method gdas --early-stopping", ["no curvature for gdas"]),
+        ("--method gdas --curvature-every 3", ["no curvature for gdas"]),
+        ("--method pc_darts", ["--search-channels that 4 divides", "got 2"]),
+        ("--method nas", ["'nas'", "'pc_darts'"]),
+        ("--teacher nowhere", ["a finished run on digits", "--teacher nowhere"]),
         ("--hypergradient third_order", ["'third_order'", "'first_order'"]),
         ("--preset fast", ["'fast'", "'quick', 'paper'"]),
         ("--cell 3", ["--cell", "--cells"]),
@@ -333,19 +399,7 @@ def test_epochs_beside_steps_are_refused(run, tmp_path):
 
 
 def test_every_number_is_checked(darts_cifar):
-    digits = data.load("digits")
-    numbers = ("int", "float", "int | None", "float | None")
-    names = [
-        field.name
-        for field in dataclasses.fields(darts_cifar.Config)
-        if str(getattr(field.type, "__name__", field.type)) in numbers
-    ]
-    assert {"seed", "search_steps", "drop_path"} <= set(names)
-    for name in names:
-        for value in (-1, math.nan, math.inf):
-            config = dataclasses.replace(darts_cifar.Config(), **{name: value})
-            with pytest.raises(InputError, match=f"--{name.replace('_', '-')} "):
-                darts_cifar.check(config, digits)
+    running.assert_numbers_are_checked(darts_cifar, data.load("digits"))
 
 
 def test_largest_batches_are_accepted(darts_cifar):

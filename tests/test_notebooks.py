@@ -11,12 +11,20 @@ import nbformat
 import pytest
 from PIL import Image
 
+from jaxnas.spaces.nasbench201 import nasbench201
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "darts.ipynb": """
 seed = 0
 search_steps, search_batch_size, search_channels, search_cells = 3, 4, 2, 1
 train_steps, train_batch_size, train_channels, train_cells = 3, 4, 2, 1
+""",
+    "enas.ipynb": """
+dataset, seed = "digits", 0
+search_steps, search_batch_size, search_channels, search_cells = 2, 4, 2, 1
+weight_steps, controller_steps, samples = 1, 1, 20
+train_steps, train_batch_size, train_channels, train_cells = 2, 4, 2, 1
 """,
     "compare_strategies.ipynb": """
 seed = 0
@@ -85,6 +93,16 @@ def assert_pictures(notebook: nbformat.NotebookNode, names: list[str]) -> None:
         assert len(picture.convert("L").getcolors()) > 10
 
 
+def said_by(notebook: nbformat.NotebookNode) -> str:
+    """What a notebook prints."""
+    return "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    )
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_notebook_is_stored_without_outputs(name):
     for cell in read(name).cells:
@@ -109,6 +127,28 @@ def test_notebook_shows_its_pictures(darts):
     assert_pictures(darts, names)
 
 
+@pytest.fixture(scope="module")
+def enas() -> nbformat.NotebookNode:
+    return execute("enas.ipynb")
+
+
+def test_enas_shows_its_pictures(enas):
+    assert_pictures(enas, ["reward", "ranking", "cell", "train"])
+
+
+def test_enas_ranks_with_three_methods_and_ends_with_the_test_accuracy(enas):
+    said = said_by(enas)
+    for name in ("trained", "untrained"):
+        pattern = rf"reward, {name}: ([\d.]+) % \(\+- [\d.]+\)"
+        assert 0 <= float(re.search(pattern, said)[1]) <= 100
+    for name in ("ENAS", "single-path one-shot", "random search"):
+        found = re.search(rf"{name} +([\d.]+) %  (\|.*\|)\n", said)
+        right = float(found[1]) / 100 * 32  # of eight batches of four
+        assert right == pytest.approx(round(right), abs=0.02)
+        assert len(nasbench201().from_string(found[2])) == 6
+    assert re.search(r"test accuracy: \d+\.\d\d %\n$", said)
+
+
 def test_comparison_shows_its_pictures(comparison):
     assert_pictures(comparison, ["signal", "regret"])
 
@@ -128,13 +168,7 @@ def test_own_images_end_with_a_test_accuracy():
     notebook = execute("your_own_images.ipynb")
     (picture,) = [cell for cell in notebook.cells if "plot_curves" in cell.source]
     assert_pictures(notebook, [picture.id])
-    said = "".join(
-        output.text
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "stream"
-    )
-    assert re.search(r"test accuracy: \d+\.\d\d %", said)
+    assert re.search(r"test accuracy: \d+\.\d\d %", said_by(notebook))
 
 
 @pytest.fixture(scope="module")

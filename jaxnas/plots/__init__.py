@@ -7,6 +7,7 @@ and a notebook shows the one that a cell returns.
 from jaxnas.plots.cells import draw_cell, draw_cells
 from jaxnas.plots.curves import plot_curves, plot_operation_weights
 from jaxnas.plots.figure import save
+from jaxnas.plots.ranks import plot_scores
 from jaxnas.plots.regret import plot_regret
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "plot_curves",
     "plot_operation_weights",
     "plot_regret",
+    "plot_scores",
     "save",
 ]
