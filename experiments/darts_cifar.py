@@ -66,6 +66,7 @@ METHODS: dict[str, Callable[..., Strategy]] = {
     "pc_darts": pc_darts,
 }
 PARTS = 4  # PC-DARTS's operations see one channel in so many
+SAMPLED = "gdas", "snas", "drnas"
 SUPERNETS = {"gdas": {"single_path": True}, "pc_darts": {"partial": PARTS}}
 
 
@@ -76,8 +77,9 @@ class Config(SearchConfig):
     workdir: Path = Path("runs/darts_cifar")
     """Where results go; the same command goes on from what is there."""
     method: Literal[tuple(METHODS)] = "darts"
-    hypergradient: Literal[tuple(HYPERGRADIENTS)] = "exact"
-    """How the architecture's gradient follows the step of the weights."""
+    hypergradient: Literal[tuple(HYPERGRADIENTS)] | None = None
+    """How the architecture's gradient follows the step of the weights; as in the
+    papers by default, exact for darts and first_order for the others."""
     arch_learning_rate: float | None = None
     """Of Adam on the logits of the architecture; that of the method by default."""
     max_skips: int | None = None
@@ -131,10 +133,10 @@ def check(config: Config, dataset: data.Dataset) -> None:
             f"expected --search-channels that {PARTS} divides, since operations of "
             f"pc_darts see a part of them, but got {config.search_channels}: change it"
         )
-    if config.method == "gdas" and (config.early_stopping or config.curvature_every):
+    if config.method in SAMPLED and (config.early_stopping or config.curvature_every):
         raise InputError(
-            "expected no curvature for gdas, which is 0 at discrete networks, but got "
-            "--early-stopping or --curvature-every: leave it out"
+            f"expected no curvature for {config.method}, whose networks are drawn at "
+            "random, but got --early-stopping or --curvature-every: leave it out"
         )
     check_cells(config, dataset)
 
@@ -185,7 +187,8 @@ def search_cell(
         classification(),
         (Batch(*first), Batch(*second)),
         prepare(dataset, cutout=0)[0],
-        hypergradient=config.hypergradient,
+        hypergradient=config.hypergradient
+        or ("exact" if config.method == "darts" else "first_order"),
         learning_rate=optax.cosine_decay_schedule(
             config.search_learning_rate, num_steps, 0.04
         ),

@@ -32,7 +32,6 @@ from jaxnas.search import search
 from jaxnas.spaces.nasbench201 import nasbench201
 from jaxnas.strategies.differentiable import differentiable
 from jaxnas.strategies.early_stopping import early_stopping
-from jaxnas.strategies.skips import limit_skips
 from jaxnas.tasks import Batch, classification
 
 
@@ -130,18 +129,17 @@ def work(
     plain = differentiable(space, learning_rate=config.arch_learning_rate)
     settings = {"window": config.window, "threshold": config.threshold}
     stopping = early_stopping(plain, **settings)
-    limited = limit_skips(space, config.max_skips)
+    limited = differentiable(space, max_skips=config.max_skips)
     found: dict[str, list] = {guard: [] for guard in GUARDS}
     panels: dict[str, dict] = {}
     for seed in range(config.seeds):
         key = jax.random.fold_in(jax.random.key(config.seed), seed)
         state, log = watch(config, dataset, run, plain, key, f"seed{seed}")
         stopped, _ = watch(config, dataset, run, stopping, key, f"seed{seed}_stopping")
-        end = log.proposal.arch[-1, 0]
         answers = (
             plain.recommend(state, log),
             stopping.recommend(stopped, log),
-            limited(end),
+            limited.recommend(state, log),
         )
         for guard, arch in zip(GUARDS, answers, strict=True):
             row = {

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 from cell_search import (
     QUICK,
@@ -108,7 +109,6 @@ PRESETS = {
         samples=100,
         weight_steps=20,
         controller_steps=10,
-        controller_learning_rate=0.02,
     ),
     "paper": Config(
         search_epochs=150,
@@ -238,11 +238,14 @@ def search_network(
             key_rank, strategy, evaluator, num_steps, scan, both.hand_over(states)
         )
     scores = log.feedback.fitness
+    usable = scores[np.isfinite(scores)]
+    if not usable.size:
+        raise FloatingPointError("ranking: no architecture has a finite accuracy")
     write_candidates(run.path("candidates.csv"), space, log)
     draw_ranking(run, scores.ravel())
     return strategy.recommend(state, log), {
-        "one_shot_accuracy": 100 * float(scores.max()),
-        "one_shot_accuracy_mean": 100 * float(scores.mean()),
+        "one_shot_accuracy": 100 * float(usable.max()),
+        "one_shot_accuracy_mean": 100 * float(usable.mean()),
         "ranked": scores.size,
     }
 

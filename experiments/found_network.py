@@ -76,7 +76,8 @@ def load_teacher(folder: Path, dataset: data.Dataset) -> tuple[Any, PyTree]:
     result = read_json(folder / "result.json", remedy) if config else None
     text = result and result.get("genotype", result.get("architecture"))
     kept = Checkpoints(folder / "checkpoints" / NETWORK)
-    if not text or kept.latest() is None or result["dataset"] != dataset.name:
+    sized = "auxiliary" in config  # one of other experiments may not say its size
+    if not (text and sized and kept.latest()) or result["dataset"] != dataset.name:
         raise InputError(
             f"expected a finished run on {dataset.name} in --teacher {folder}, but "
             f"there is none: finish it, or {remedy}"

@@ -1,6 +1,5 @@
 """The one-shot methods that the table compares: searching, and scoring cells."""
 
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,7 +39,8 @@ class Problem(NamedTuple):
     """What all methods are given."""
 
     space: SearchSpace
-    whole: Batch
+    whole: Batch  # that proxies look at, in full size
+    normalize: Any
     halves: tuple[Batch, Batch]
     prepare: tuple[Any, Any]
     num_classes: int
@@ -51,7 +51,9 @@ class Problem(NamedTuple):
     key: Array
 
     @classmethod
-    def of(cls, config: Any, dataset: data.Dataset, table: Table) -> "Problem":
+    def of(
+        cls, config: Any, dataset: data.Dataset, whole: data.Dataset, table: Table
+    ) -> "Problem":
         """Splits the data and draws the cells to score, each once."""
         key, key_split = jax.random.split(jax.random.key(config.seed))
         train = dataset.train_images, dataset.train_labels
@@ -63,7 +65,8 @@ class Problem(NamedTuple):
         drawn = drawn[: config.architectures]
         return cls(
             nasbench201(),
-            Batch(*train),
+            Batch(whole.train_images, whole.train_labels),
+            prepare(whole)[1],
             halves,
             prepare(dataset, cutout=0),
             len(dataset.class_names),
@@ -90,7 +93,7 @@ def run_method(
     config: Any, problem: Problem, run: runs.Run, name: str
 ) -> dict[str, Any]:
     """Searches with every seed, and scores the cells by the weights that are left."""
-    archs, scores, seconds, scoring = [], [], 0.0, 0.0
+    archs, scores = [], []
     kind = dict(zip(METHODS, (*SINGLE_PATH, *RELAXED), strict=True))[name]
     method = run_relaxed if kind in RELAXED else run_single_path
     for first in range(0, config.seeds, config.together):
@@ -98,24 +101,26 @@ def run_method(
             jax.random.fold_in(problem.key, first + i) for i in range(config.together)
         ]
         key = jnp.stack(keys) if config.together > 1 else keys[0]
-        begin = time.monotonic()
         found = method(config, problem, run, kind, f"{name}_{first}", key)
-        seconds += time.monotonic() - begin
         if config.together == 1:
             found = jax.tree.map(lambda x: x[None], found)
-        begin = time.monotonic()
+        run.clock(f"{name}_{first}_scoring")
         for i in range(config.together):
             archs.append(np.asarray(found.archs[i]))
             weights = jax.tree.map(lambda x, i=i: x[i], found.weights)
             scores.append(score(config, problem, kind, weights))
-        scoring += time.monotonic() - begin
+        run.clock(None)
     skips = [int(is_skip(arch, problem.space.cells).sum()) for arch in archs]
+    spent = {"searching": 0.0, "scoring": 0.0}  # over all starts, without compiling
+    for phase, seconds in run.seconds.items():
+        if phase.startswith(f"{name}_"):
+            spent["scoring" if phase.endswith("_scoring") else "searching"] += seconds
     return {
         "archs": archs,
         "skips": skips,
         "scores": scores,
-        "seconds": seconds / config.seeds,
-        "scoring_seconds": scoring / config.seeds,
+        "seconds": spent["searching"] / config.seeds,
+        "scoring_seconds": spent["scoring"] / config.seeds,
     }
 
 
@@ -131,12 +136,13 @@ def network_of(config: Any, problem: Problem, kind: str, **more: Any) -> Any:
 def summarise(log: Log) -> dict[str, Any]:
     """A row of the log: of the steps of the weights, and of what was scored."""
     answer, asked = log.feedback, log.proposal.budget > 0
-    learnt = asked & (answer.cost > 0)
     row = {}
     for name in SEARCH:
-        rows = learnt if name.startswith("train") else asked & (answer.cost == 0)
+        values = answer.metrics[name]
+        # Weights that diverge have a loss that is not finite, which stops the run.
+        rows = asked & (answer.cost > 0 if "train" in name else np.isfinite(values))
         if rows.any():
-            row[name] = answer.metrics[name][rows].mean()
+            row[name] = values[rows].mean()
     return row
 
 
@@ -190,11 +196,8 @@ def run_single_path(
     with cli.phase(run, phase, steps, config.chunk, summarise) as scan:
         states, _ = search(key, *found.train, scan)
     # Random numbers follow from the key and the number of the step.
-    key = (
-        jax.vmap(partial(jax.random.fold_in, data=1))(key)
-        if key.ndim
-        else (jax.random.fold_in(key, 1))
-    )
+    fold = partial(jax.random.fold_in, data=1)
+    key = jax.vmap(fold)(key) if key.ndim else fold(key)
     initial, steps = found.hand_over(states), found.rank.num_steps
     with cli.phase(run, f"{phase}_ranking", steps, steps, summarise) as scan:
         (state, trained), log = search(key, *found.rank, scan, initial)
@@ -204,7 +207,10 @@ def run_single_path(
 
 
 def score(config: Any, problem: Problem, kind: str, weights: PyTree) -> np.ndarray:
-    """The validation accuracy of the cells by shared weights: float[N], fractions."""
+    """The validation accuracy of the cells by shared weights: float[N], fractions.
+
+    Each edge counts for one, that of PC-DARTS too, whose shares of a node are left out.
+    """
     evaluator = one_shot(
         network_of(config, problem, kind, single_path=True),
         problem.space.num_choices,

@@ -22,7 +22,7 @@ def run_proxies(config: Any, problem: Any, run: runs.Run) -> dict[str, Any]:
     evaluator = zero_cost(
         problem.space,
         problem.whole,
-        problem.prepare[1],
+        problem.normalize,
         num_classes=problem.num_classes,
         proxies=config.proxies,
         fitness=config.proxies[0],
@@ -55,5 +55,4 @@ def run_proxies(config: Any, problem: Any, run: runs.Run) -> dict[str, Any]:
     return {
         "scores": {name: np.concatenate(values) for name, values in found.items()},
         "seconds_per_cell": float(np.median(seconds)),
-        "first_seconds": seconds[0] * BLOCK,  # compiling included
     }

@@ -19,7 +19,12 @@ import rich.console
 import rich.table
 from one_shot_methods import METHODS, SEARCH, Problem, run_method
 from one_shot_proxies import PROXIES, run_proxies
-from published_one_shot import ACCURACY, CORRELATION
+from published_one_shot import (
+    ACCURACY,
+    ACCURACY_SETTING,
+    CORRELATION,
+    CORRELATION_SETTING,
+)
 from rank_correlation import Correlation, correlate
 
 from jaxnas import benchmarks, cli, data, plots, runs
@@ -53,8 +58,8 @@ class Config:
     architectures: int = 1000
     """Random cells that are scored, each once."""
     seeds: int = 3
-    together: int = 3
-    """Seeds that are trained side by side."""
+    together: int = 1
+    """Seeds that are trained side by side, where a single path costs what all do."""
 
     image_size: int | None = None
     """Pixels along a side that the supernets' images are resized to."""
@@ -66,7 +71,7 @@ class Config:
     batch_size: int = 64
     learning_rate: float = 0.025
     arch_learning_rate: float = 3e-4
-    """Of Adam on the logits of relaxed architectures."""
+    """Of Adam on the logits of relaxed architectures, of whatever method."""
     weight_steps: int = 300
     """Of the weights between two turns of ENAS's controller."""
     controller_learning_rate: float = 3.5e-3
@@ -80,16 +85,17 @@ class Config:
 
     proxy_channels: int = 16
     proxy_cells: int = 5
-    proxy_batch_size: int = 64
+    proxy_batch_size: int | None = None
+    """Examples that networks are looked at with; of each proxy its own number."""
     chunk: int = 500
     """Steps between two checkpoints."""
 
 
+NUM_CELLS = 15_625
 PRESETS = {
     "quick": Config(
         architectures=200,
         seeds=2,
-        together=1,
         image_size=16,
         channels=8,
         cells=1,
@@ -108,12 +114,14 @@ PRESETS = {
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
     table = load_table(config)
-    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
-    check(config, dataset)
+    whole = data.load(config.dataset, config.data_dir)
+    check(config, whole)
+    small = config.image_size
+    dataset = data.load(config.dataset, config.data_dir, image_size=small)
     with runs.open_run(config, SEARCH) as run:
         result = run.result()
         if result is None:
-            result = run.finish(work(config, dataset, table, run))
+            result = run.finish(work(config, (dataset, whole), table, run))
         show(result)
         print(f"files are in {run.folder}")
 
@@ -122,14 +130,20 @@ def load_table(config: Config) -> Table:
     """Reads the benchmark.
 
     Raises:
-      InputError: it is of another space, or has no such column.
+      InputError: it is of another space, or in part, or has no such column.
     """
     table = benchmarks.load(config.benchmark)
-    if table.space != "nasbench201" or config.column not in table.columns:
+    whole = table.space == "nasbench201" and len(table.archs) == NUM_CELLS
+    if not whole or config.column not in table.columns:
         raise InputError(
-            f"expected a table of nasbench201 with {config.column}, but got one of "
-            f"{table.space} with {', '.join(table.columns)}: give another --benchmark "
-            "or --column"
+            f"expected a table of all {NUM_CELLS} cells of nasbench201 with "
+            f"{config.column}, but got {len(table.archs)} of {table.space} with "
+            f"{', '.join(table.columns)}: give another --benchmark or --column"
+        )
+    if "cifar10" not in table.datasets:
+        raise InputError(
+            f"expected a table with cifar10, but got {', '.join(table.datasets)}: give "
+            "another --benchmark"
         )
     return table
 
@@ -141,7 +155,7 @@ def check(config: Config, dataset: data.Dataset) -> None:
     half = len(dataset.train_labels) // 2
     ranges = {
         **{name: (1, inf) for name in counts},
-        "architectures": (3, 15_625),
+        "architectures": (3, NUM_CELLS),
         "calibration_batches": (0, inf),
         "batch_size": (1, half),
         "proxy_batch_size": (2, half),
@@ -156,15 +170,28 @@ def check(config: Config, dataset: data.Dataset) -> None:
             f"expected --together to divide the {config.seeds} seeds, but got "
             f"{config.together}: change one of them"
         )
+    if "pc_darts" in config.methods and config.channels % 4:
+        raise InputError(
+            f"expected --channels that 4 divides, since pc_darts computes a quarter, "
+            f"but got {config.channels}: change it, or leave pc_darts out"
+        )
     if not (config.methods or config.proxies):
         raise InputError("expected a method or a proxy, but got none: name one")
 
 
 def work(
-    config: Config, dataset: data.Dataset, table: Table, run: runs.Run
+    config: Config,
+    datasets: tuple[data.Dataset, data.Dataset],
+    table: Table,
+    run: runs.Run,
 ) -> dict[str, Any]:
-    """Runs what is not done yet; returns what result.json says."""
-    problem = Problem.of(config, dataset, table)
+    """Runs what is not done yet; returns what result.json says.
+
+    Args:
+      config, table, run: of the run.
+      datasets: what supernets learn, resized; and what proxies look at.
+    """
+    problem = Problem.of(config, *datasets, table)
     rows: dict[str, Any] = {}
     scores: dict[str, np.ndarray] = {}
     for name in config.methods:
@@ -179,17 +206,23 @@ def work(
         for name in config.proxies:
             scores[name] = as_floats(found["scores"][name])
             proxies[name] = correlate(scores[name], problem.accuracies)._asdict()
-            proxies[name]["seconds_per_cell"] = found["seconds_per_cell"]
     first = {name: np.atleast_2d(x)[0] for name, x in scores.items()}
     ylabel = f"{config.column} (%)"
-    title = f"{config.architectures} cells by each score"
+    title = f"{config.architectures} cells by each score, first seed"
     figure = plots.plot_scores(first, problem.accuracies, ylabel=ylabel, title=title)
     plots.save(figure, run.path("scores.png"))
+    pixels = datasets[0].train_images.shape[1]
     return {
         "architectures": config.architectures,
         "best_in_table": float(problem.all_accuracies.max()),
+        "setting": f"{config.channels} channels, {config.cells} cells a stage, "
+        f"{pixels}x{pixels} pixels, {config.steps} steps of {config.batch_size}, "
+        f"{config.seeds} seeds",
         "methods": rows,
+        "proxy_setting": f"{config.proxy_channels} channels, {config.proxy_cells} "
+        "cells a stage, whole images",
         "proxies": proxies,
+        "proxy_seconds_per_cell": found["seconds_per_cell"] if proxies else None,
     }
 
 
@@ -225,8 +258,11 @@ def summary_of(problem: Problem, found: dict[str, Any], scores: Any) -> dict[str
 def show(result: dict[str, Any]) -> None:
     """Prints both tables."""
     console = rich.console.Console(width=110)
-    title = f"best in the table {result['best_in_table']:.2f} %"
-    methods = rich.table.Table(title=f"One-shot methods; {title}")
+    best = f"best in the table {result['best_in_table']:.2f} %"
+    methods = rich.table.Table(
+        title=f"One-shot methods, {result['setting']}; {best}",
+        caption=f"published: {ACCURACY_SETTING}",
+    )
     names = (
         "",
         "test accuracy %",
@@ -250,7 +286,10 @@ def show(result: dict[str, Any]) -> None:
         )
     if result["methods"]:
         console.print(methods)
-    proxies = rich.table.Table(title="Proxies")
+    proxies = rich.table.Table(
+        title=f"Proxies, {result['proxy_setting']}",
+        caption=f"published: {CORRELATION_SETTING}",
+    )
     for name in ("", "tau (95 %)", "rho", "published", "by"):
         proxies.add_column(name)
     for name, row in result["proxies"].items():

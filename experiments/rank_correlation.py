@@ -1,5 +1,6 @@
 """How alike two rankings are, with an interval."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ class Correlation(NamedTuple):
 def correlate(scores: np.ndarray, accuracies: np.ndarray, seed: int = 0) -> Correlation:
     """Correlates scores with accuracies, the mean over seeds.
 
-    A score of -inf, of who failed, is the least.
+    A score that is not finite, of who failed, is the least. What ranks all alike has
+    no correlation: 0.
 
     Args:
       scores: float[S, N], of S seeds.
@@ -28,16 +30,21 @@ def correlate(scores: np.ndarray, accuracies: np.ndarray, seed: int = 0) -> Corr
       seed: of the bootstrap.
     """
     scores = np.atleast_2d(np.asarray(scores, float))
-    finite = np.where(np.isfinite(scores), scores, np.nan)
-    least = np.nanmin(finite, 1, keepdims=True) - 1
-    scores = np.where(np.isfinite(scores), scores, least)
+    finite = np.isfinite(scores)
+    least = np.min(scores, 1, where=finite, initial=np.inf, keepdims=True)
+    scores = np.where(finite, scores, np.where(np.isfinite(least), least, 0.0) - 1)
     rng = np.random.default_rng(seed)
 
-    def tau(at: np.ndarray | slice) -> float:
-        found = [stats.kendalltau(row[at], accuracies[at]).statistic for row in scores]
+    def mean(correlation: Callable, at: np.ndarray | slice = slice(None)) -> float:
+        found = [
+            correlation(row[at], accuracies[at]).statistic
+            if np.ptp(row[at]) and np.ptp(accuracies[at])
+            else 0.0
+            for row in scores
+        ]
         return float(np.mean(found))
 
     draws = rng.integers(0, len(accuracies), (RESAMPLES, len(accuracies)))
-    low, high = np.nanpercentile([tau(draw) for draw in draws], [2.5, 97.5])
-    rhos = [stats.spearmanr(row, accuracies).statistic for row in scores]
-    return Correlation(tau(slice(None)), float(low), float(high), float(np.mean(rhos)))
+    taus = [mean(stats.kendalltau, draw) for draw in draws]
+    low, high = map(float, np.percentile(taus, [2.5, 97.5]))
+    return Correlation(mean(stats.kendalltau), low, high, mean(stats.spearmanr))

@@ -60,7 +60,10 @@ class Step:
                 space.num_choices,
                 classification(),
                 (half, half),
-                (lambda key, images: images / 127.5 - 1, lambda images: images / 127.5),
+                (
+                    lambda key, images: images / 127.5 - 1,
+                    lambda images: images / 127.5 - 1,
+                ),
                 tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(0.025, 0.9, 3e-4)),
                 batch_size=config.batch_size,
             )

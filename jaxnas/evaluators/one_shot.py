@@ -106,8 +106,8 @@ def one_shot(
         del key  # batches follow from the state's own key and steps
         chex.assert_shape(proposal.arch, (None, len(num_choices)))
         asked = proposal.budget > 0
-        given = data, state, proposal.arch, asked
-        nothing = shared.nothing(*given)
+        nothing = shared.nothing(data, state, proposal.arch)
+        given = data, state, proposal.arch, asked, nothing
         if fitness not in nothing:
             raise InputError(
                 f"expected a fitness of {', '.join(nothing)}, but got {fitness}: "
@@ -162,7 +162,29 @@ class Shared(NamedTuple):
         variables = init_variables(self.network, key_init, image, weights)
         return OneShotState(init_state(variables, self.tx), key_data, jnp.int32(0))
 
-    def learn(self, data: PyTree, state: OneShotState, archs: Array, asked: Array):
+    def nothing(
+        self, data: PyTree, state: OneShotState, archs: Array
+    ) -> dict[str, Array]:
+        """The metrics where nothing is asked."""
+
+        def run(data, state):
+            batch = self._draw(data, state.key, WEIGHTS, jnp.int32(0))
+            _, params, stats, _ = state.train
+            return self._run(params, stats, archs[0], batch, True)[1][1]
+
+        shapes = jax.eval_shape(run, data, state)
+        return {
+            name: jnp.full(len(archs), jnp.nan, x.dtype) for name, x in shapes.items()
+        }
+
+    def learn(
+        self,
+        data: PyTree,
+        state: OneShotState,
+        archs: Array,
+        asked: Array,
+        nothing: dict[str, Array],
+    ) -> tuple[TrainState, dict[str, Array]]:
         """One step of the weights: their new state, metrics before the step."""
         step, params, stats, opt_state = state.train
         batch = self._draw(data, state.key, WEIGHTS, step, augment=True)
@@ -174,9 +196,7 @@ class Shared(NamedTuple):
             return (jax.tree.map(jnp.add, total, grads), stats), metrics
 
         start = jax.tree.map(jnp.zeros_like, params), stats
-        (total, stats), metrics = _for_those(
-            one, start, self.nothing(data, state, archs, asked), archs, asked
-        )
+        (total, stats), metrics = _for_those(one, start, archs, asked, nothing)
         grads = jax.tree.map(lambda g: g / jnp.maximum(asked.sum(), 1), total)
         updates, opt_state = self.tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -188,6 +208,7 @@ class Shared(NamedTuple):
         state: OneShotState,
         archs: Array,
         asked: Array,
+        nothing: dict[str, Array],
         first: Array,
     ) -> dict[str, Array]:
         """Metrics on the second half, on batches from a first one on, int32[]."""
@@ -204,8 +225,7 @@ class Shared(NamedTuple):
             _, metrics = lax.scan(judge, None, jnp.arange(self.score_batches))
             return None, jax.tree.map(lambda x: x.mean(0), metrics)
 
-        nothing = self.nothing(data, state, archs, asked)
-        return _for_those(one, None, nothing, archs, asked)[1]
+        return _for_those(one, None, archs, asked, nothing)[1]
 
     def _calibrate(self, data: PyTree, state: OneShotState, arch: Array) -> PyTree:
         """An architecture's own running statistics; the shared ones if none are made.
@@ -224,21 +244,6 @@ class Shared(NamedTuple):
         stats, _ = lax.scan(meet, zeros, jnp.arange(self.calibration_batches))
         total = 1 - MOMENTUM**self.calibration_batches  # of the weights of what was met
         return jax.tree.map(lambda x: x / total, stats)
-
-    def nothing(
-        self, data: PyTree, state: OneShotState, archs: Array, asked: Array
-    ) -> dict[str, Array]:
-        """The metrics where nothing is asked."""
-
-        def run(data, state):
-            batch = self._draw(data, state.key, WEIGHTS, jnp.int32(0))
-            _, params, stats, _ = state.train
-            return self._run(params, stats, archs[0], batch, True)[1][1]
-
-        shapes = jax.eval_shape(run, data, state)
-        return {
-            name: jnp.full(len(asked), jnp.nan, x.dtype) for name, x in shapes.items()
-        }
 
     def _draw(
         self, data: PyTree, key: Array, half: int, step: Array, augment: bool = False
@@ -269,7 +274,7 @@ class Shared(NamedTuple):
 
 
 def _for_those(
-    one: Callable, start: PyTree, nothing: PyTree, archs: Array, asked: Array
+    one: Callable, start: PyTree, archs: Array, asked: Array, nothing: PyTree
 ):
     """Calls `one(carry, arch) -> (carry, metrics)` for those asked, in a row.
 
