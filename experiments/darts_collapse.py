@@ -40,7 +40,7 @@ class Config:
     """Watch DARTS collapse on NAS-Bench-201, with guards and without."""
 
     preset: Literal["quick", "paper"] = "paper"
-    """quick takes a quarter of an hour on a CPU; other flags change its values."""
+    """quick is for a CPU; the other flags change a preset's values."""
     benchmark: Path = Path("nasbench201.npz")
     """The table of NAS-Bench-201, as an .npz."""
     column: str = "test_acc_200ep"

@@ -37,7 +37,7 @@ class Config:
     """Compare one-shot methods and zero-cost proxies on NAS-Bench-201."""
 
     preset: Literal["quick", "paper"] = "paper"
-    """quick takes half an hour on a CPU; the other flags change a preset's values."""
+    """quick is for a CPU; the other flags change a preset's values."""
     benchmark: Path = Path("nasbench201.npz")
     """The table of NAS-Bench-201, as an .npz."""
     column: str = "test_acc_200ep"

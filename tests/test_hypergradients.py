@@ -32,9 +32,9 @@ from steps import (
 )
 
 from jaxnas.base import InputError
+from jaxnas.evaluators.halves import WEIGHTS
 from jaxnas.evaluators.hypergradients import (
     HYPERGRADIENTS,
-    WEIGHTS,
     conjugate_gradient,
     exact,
     finite_difference,

@@ -25,10 +25,12 @@ from trees import assert_trees_equal
 from jaxnas.base import OK, InputError, Proposal
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.encoding import one_hot
+from jaxnas.evaluators import one_shot as module
 from jaxnas.evaluators.one_shot import one_shot
+from jaxnas.nn import chain
 from jaxnas.nn.cell import Cell
 from jaxnas.nn.graph import Edge
-from jaxnas.nn.ops import Conv
+from jaxnas.nn.ops import BatchNorm, Conv
 from jaxnas.search import chunked_scan, host_scan, search
 from jaxnas.spaces import SPACES
 from jaxnas.strategies.random_search import random_search
@@ -427,3 +429,7 @@ def test_relaxed_architectures_are_refused():
     proposal = propose(ARCHS)._replace(arch=jnp.ones((1, DECISIONS, 4)))
     with pytest.raises(AssertionError, match=r"expected \(None, 3\)"):
         evaluator.evaluate(KEY, evaluator.data, evaluator.init(KEY), proposal)
+
+
+def test_statistics_move_as_calibration_takes_for_granted():
+    assert module.MOMENTUM == chain.MOMENTUM == BatchNorm.momentum

@@ -10,6 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from jaxnas.base import InputError
+from jaxnas.nn.convolution import by_lax
 from jaxnas.spaces import SPACES
 from jaxnas.spaces.darts import sizes as sizes_of_darts
 from jaxnas.spaces.genotype import DARTS_V2
@@ -30,6 +31,12 @@ def draw(name):
     """Eight architectures."""
     keys = jax.random.split(jax.random.key(0), 8)
     return np.asarray(jax.jit(jax.vmap(SPACES[name]().sample))(keys))
+
+
+@pytest.fixture(autouse=True)
+def _convolutions_are_lax(monkeypatch):
+    """Else they are products whose zeros count as well."""
+    monkeypatch.setattr("jaxnas.nn.ops.convolution", by_lax)
 
 
 # The networks themselves

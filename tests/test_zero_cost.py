@@ -15,6 +15,7 @@ from jaxnas.encoding import one_hot
 from jaxnas.evaluators import proxies
 from jaxnas.evaluators.proxies import PROXIES, Untrained, look
 from jaxnas.evaluators.zero_cost import zero_cost
+from jaxnas.nn import probes
 from jaxnas.nn.ops import FactorizedReduce, ReluConvNorm, SeparableConv
 from jaxnas.spaces.chain import chain
 from jaxnas.spaces.darts import darts
@@ -425,3 +426,7 @@ def test_wrong_arguments_are_one_line(wrong):
 def test_gradients_need_no_single_path():
     for space in (CHAIN, BRANCHES):
         assert make(space, ("grad_norm", "snip", "ntk")).init(KEYS[0]).shape == (N,)
+
+
+def test_what_proxies_see_is_what_networks_tell():
+    assert (proxies.AGREEMENT, proxies.SCALE) == (probes.AGREEMENT, probes.SCALE)

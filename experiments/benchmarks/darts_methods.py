@@ -13,13 +13,8 @@ import optax
 from jax import lax
 
 from jaxnas.base import Evaluator, Strategy
-from jaxnas.evaluators.hypergradients import (
-    ARCHITECTURE,
-    HYPERGRADIENTS,
-    WEIGHTS,
-    first_order,
-    unrolled,
-)
+from jaxnas.evaluators.halves import ARCHITECTURE, WEIGHTS
+from jaxnas.evaluators.hypergradients import HYPERGRADIENTS, first_order, unrolled
 from jaxnas.evaluators.one_shot import one_shot
 from jaxnas.evaluators.supernet import supernet
 from jaxnas.spaces.darts import darts
@@ -172,7 +167,7 @@ def measure_unrolled(
 
 def reverse_mode(loss_fn, tx, clip, state, weights, draw, *, num_steps, remat):
     """What `unrolled` computes, by differentiating the loop of virtual steps."""
-    state, metrics, valid, _ = first_order(loss_fn, tx, clip, state, weights, draw)
+    state, metrics, _, _ = first_order(loss_fn, tx, clip, state, weights, draw)
     batches = [draw(WEIGHTS, 1 + i) for i in range(num_steps)]
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
 
@@ -187,6 +182,8 @@ def reverse_mode(loss_fn, tx, clip, state, weights, draw, *, num_steps, remat):
         start = state.params, state.opt_state, state.batch_stats
         one = jax.checkpoint(step) if remat else step
         (params, _, stats), _ = lax.scan(one, start, stacked)
-        return loss_fn(params, weights, draw(ARCHITECTURE, 0), stats)[0]
+        loss, (_, valid) = loss_fn(params, weights, draw(ARCHITECTURE, 0), stats)
+        return loss, valid
 
-    return state, metrics, valid, jax.grad(outer)(weights)
+    grad, valid = jax.grad(outer, has_aux=True)(weights)
+    return state, metrics, valid, grad

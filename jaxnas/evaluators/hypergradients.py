@@ -25,10 +25,9 @@ import optax
 from jax import lax
 
 from jaxnas.base import Array, InputError, PyTree
+from jaxnas.evaluators.halves import ARCHITECTURE, WEIGHTS
 from jaxnas.tasks import Batch
 from jaxnas.training import TrainState
-
-WEIGHTS, ARCHITECTURE = 0, 1  # which half of the data
 
 
 def first_order(loss_fn, tx, clip, state, weights, draw):
@@ -95,9 +94,10 @@ def neumann(*problem, num_terms=3, step_size=0.025, damping=3e-4):
       problem: see above.
       num_terms: 3, as in the code of iDARTS (Zhang et al. 2021, arXiv:2106.10784),
         which brought the series to DARTS.
-      step_size: as there the weights' learning rate. From 2 / (the largest eigenvalue
-        of H + damping) on the series grows.
-      damping: what `tx` decays the weights by, which is part of the inner objective.
+      step_size: as there the weights' learning rate, that of `supernet` by default.
+        From 2 / (the largest eigenvalue of H + damping) on the series grows.
+      damping: what `tx` decays the weights by, which is part of the inner objective;
+        that of `supernet` by default. Bind both where these are others.
 
     Raises:
       InputError: while tracing, fewer than 1 term.

@@ -18,11 +18,15 @@ from jax import lax
 from jaxnas.base import OK, Array, Evaluator, Feedback, InputError, Proposal, PyTree
 from jaxnas.data import batch_indices
 from jaxnas.encoding import one_hot
-from jaxnas.evaluators.supernet import _run_where
+from jaxnas.evaluators.halves import (
+    ARCHITECTURE,
+    WEIGHTS,
+    check_batch_size,
+    run_where,
+)
 from jaxnas.tasks import Batch, Task
 from jaxnas.training import TrainState, init_state, init_variables
 
-WEIGHTS, ARCHITECTURE = 0, 1  # which half, which stream of random numbers
 MOMENTUM = 0.9  # of the networks' running statistics
 
 
@@ -117,11 +121,11 @@ def one_shot(
         learns = state.evaluations % (weight_steps + score_steps) < weight_steps
         if weight_steps:
             turn = learns & asked.any()
-            train, learnt = _run_where(turn, shared.learn, (train, nothing), *given)
+            train, learnt = run_where(turn, shared.learn, (train, nothing), *given)
         if score_steps:
             turn = ~learns & asked.any()
             first = state.evaluations * score_batches if weight_steps else jnp.int32(0)
-            judged = _run_where(turn, shared.score, nothing, *given, first)
+            judged = run_where(turn, shared.score, nothing, *given, first)
         worth = -judged["loss"] if fitness == "loss" else judged[fitness]
         feedback = Feedback(
             fitness=jnp.where(learns, -learnt["loss"], worth),
@@ -284,18 +288,13 @@ def _for_those(
 
     def step(carry, given):
         arch, is_asked, otherwise = given
-        return _run_where(is_asked, one, (carry, otherwise), carry, arch)
+        return run_where(is_asked, one, (carry, otherwise), carry, arch)
 
     return lax.scan(step, start, (archs, asked, nothing))
 
 
 def _check(halves, batch_size, score_batches, calibration_batches) -> None:
-    fewest = min(len(half.labels) for half in halves)
-    if not 0 < batch_size <= fewest:
-        raise InputError(
-            f"expected a batch size from 1 to {fewest}, half of the training data, "
-            f"but got {batch_size}: choose one in this range"
-        )
+    check_batch_size(halves, batch_size)
     if score_batches < 1 or calibration_batches < 0:
         raise InputError(
             "expected 1 batch or more to score on, and 0 or more to calibrate on, but "

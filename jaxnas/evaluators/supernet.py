@@ -15,13 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from jax.custom_batching import custom_vmap
 
 from jaxnas.base import OK, Array, Evaluator, Feedback, InputError, Proposal, PyTree
 from jaxnas.data import batch_indices
 from jaxnas.evaluators.curvature import curvature
-from jaxnas.evaluators.hypergradients import ARCHITECTURE, HYPERGRADIENTS, WEIGHTS
+from jaxnas.evaluators.halves import (
+    ARCHITECTURE,
+    WEIGHTS,
+    check_batch_size,
+    run_where,
+)
+from jaxnas.evaluators.hypergradients import HYPERGRADIENTS
 from jaxnas.tasks import Batch, Task
 from jaxnas.training import TrainState, init_state, init_variables, sgd
 
@@ -125,7 +129,7 @@ def supernet(
         if curvature_every:
             due = (count + 1) % curvature_every == 0
             unknown = jnp.full_like(weights, jnp.nan, shape=())
-            found = _run_where(due, measure, unknown, train, weights)
+            found = run_where(due, measure, unknown, train, weights)
             valid = {**valid, "curvature": found}
         metrics = {
             f"{half}_{name}": value
@@ -141,7 +145,7 @@ def supernet(
         _, shapes, _ = jax.eval_shape(step, data, state, weights)
         unknown = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
         nothing = state.train, unknown, jnp.zeros_like(weights)
-        train, metrics, grad = _run_where(asked, step, nothing, data, state, weights)
+        train, metrics, grad = run_where(asked, step, nothing, data, state, weights)
         feedback = Feedback(
             fitness=-metrics["valid_loss"][None],
             cost=jnp.where(asked, 1 / steps_per_epoch, 0.0)[None].astype(jnp.float32),
@@ -165,12 +169,7 @@ def _hypergradient(choice: str | Callable) -> Callable:
 
 
 def _check(halves: tuple[Batch, Batch], batch_size: int, every: int, iterations: int):
-    fewest = min(len(half.labels) for half in halves)
-    if not 0 < batch_size <= fewest:
-        raise InputError(
-            f"expected a batch size from 1 to {fewest}, half of the training data, "
-            f"but got {batch_size}: choose one in this range"
-        )
+    check_batch_size(halves, batch_size)
     if not _equal(*(half.given for half in halves)):
         raise InputError(
             "expected halves that give the task the same, but they differ: give both "
@@ -199,25 +198,3 @@ def _loss(network, task, given, params, weights, batch, batch_stats):
     batch = batch._replace(given=given)
     metrics, loss = task.metrics(logits, batch), task.loss(logits, batch)
     return loss, (changed["batch_stats"], {"loss": loss, **metrics})
-
-
-@custom_vmap
-def _any_of_batch(flag: Array) -> Array:
-    """A bool[] that stays one for all under vmap: a `lax.cond` on it stays a branch."""
-    return flag
-
-
-@_any_of_batch.def_vmap
-def _(_, batched: list[bool], flag: Array) -> tuple[Array, bool]:
-    del batched
-    return _any_of_batch(flag.any()), False
-
-
-def _run_where(flag: Array, function: Callable, otherwise: PyTree, *args: PyTree):
-    """`function(*args)` where a flag, bool[], holds; where none does, it is not run."""
-
-    def run(*args):
-        new = function(*args)
-        return jax.tree.map(partial(jnp.where, flag), new, otherwise)
-
-    return lax.cond(_any_of_batch(flag), run, lambda *_: otherwise, *args)

@@ -51,7 +51,8 @@ class Cell(nn.Module):
         """Returns the list of all states, inputs first, each float32[N, H, W, C].
 
         Args:
-          inputs: the input states, each float32[N, H, W, C].
+          inputs: the input states, each float32[N, H, W, C]; of a single path with
+            stride 1, C is that of the others.
           weights: float32[len(edges), K], a factor of each operation.
           keep: float32[len(edges), N], a factor of each edge and example from
             which a plain identity is exempt: drop path. Or None, for no factor.

@@ -40,6 +40,8 @@ def convolution(
     """
     half = len(kernel) // 2
     padding = half if padding is None else padding
+    dtype = jnp.result_type(x, kernel)
+    x, kernel = (lax.convert_element_type(a, dtype) for a in (x, kernel))
     is_same = stride == 1 and len(kernel) % 2 and padding == half
     patches, of_lax = (
         partial(form, stride=stride, padding=padding) for form in (by_patches, by_lax)
@@ -48,8 +50,11 @@ def convolution(
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=of_lax)
 
 
-def by_lax(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def by_lax(
+    x: Array, kernel: Array, stride: int = 1, padding: int | None = None
+) -> Array:
     """The convolution as XLA has it."""
+    padding = len(kernel) // 2 if padding is None else padding
     how = (stride, stride), [(padding, padding)] * 2
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, *how, dimension_numbers=layout)
