@@ -81,22 +81,6 @@ QUICK: dict[str, Any] = {
 """What the quick presets share."""
 
 
-def run_or_show(
-    config: SearchConfig,
-    columns: tuple[str, ...],
-    work: Callable[[runs.Run], dict[str, Any]],
-) -> None:
-    """Runs an experiment, or goes on with it, or prints its result."""
-    with runs.open_run(config, columns) as run:
-        result = run.result()
-        if result is None:
-            result = run.finish(work(run))
-        else:
-            print("this run is finished; its result:")
-        cli.show_result(result)
-        print(f"files are in {run.folder}")
-
-
 def load(config: SearchConfig) -> data.Dataset:
     """Loads the dataset; a run that was begun on `auto` keeps the one it took."""
     name = config.dataset

@@ -18,7 +18,6 @@ growing channels, PC-DARTS (Xu et al. 2020, arXiv:1907.05737), whose paper asks 
 guards against cells of skip connections alone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -35,11 +34,18 @@ from cell_search import (
     check_flags,
     load,
     num_steps_of,
-    run_or_show,
     train_found,
     with_states,
 )
 from found_network import make_network, write_found
+from relaxed_methods import (
+    METHODS,
+    PARTS,
+    SAMPLED,
+    make_strategy,
+    supernet_of,
+    weights_schedule,
+)
 from retraining import draw_curves, prepare
 
 from jaxnas import cli, data, plots, runs
@@ -50,24 +56,8 @@ from jaxnas.evaluators.supernet import supernet
 from jaxnas.search import search
 from jaxnas.spaces.darts import darts
 from jaxnas.spaces.genotype import INPUTS, OPS, SOURCES, TARGETS
-from jaxnas.strategies.differentiable import differentiable
-from jaxnas.strategies.drnas import drnas
 from jaxnas.strategies.early_stopping import early_stopping
-from jaxnas.strategies.gdas import gdas
-from jaxnas.strategies.pc_darts import pc_darts
-from jaxnas.strategies.snas import snas
 from jaxnas.tasks import Batch, classification
-
-METHODS: dict[str, Callable[..., Strategy]] = {
-    "darts": differentiable,
-    "gdas": gdas,
-    "snas": snas,
-    "drnas": drnas,
-    "pc_darts": pc_darts,
-}
-PARTS = 4  # PC-DARTS's operations see one channel in so many
-SAMPLED = "gdas", "snas", "drnas"
-SUPERNETS = {"gdas": {"single_path": True}, "pc_darts": {"partial": PARTS}}
 
 
 @dataclass(frozen=True)
@@ -115,7 +105,7 @@ def main(config: Config) -> None:
     dataset = load(config)
     check(config, dataset)
     config = replace(config, dataset=dataset.name)
-    run_or_show(config, tuple(SEARCH), lambda run: work(config, dataset, run))
+    cli.run_or_show(config, tuple(SEARCH), partial(work, config, dataset))
 
 
 def check(config: Config, dataset: data.Dataset) -> None:
@@ -176,22 +166,20 @@ def search_cell(
     first, second = data.split(key_split, *train)
     batch_size = config.search_batch_size
     num_steps = num_steps_of(config, len(first[1]), "search_")
-    strategy, every = make_strategy(config, space, num_steps, len(first[1]))
+    strategy, every = guarded(config, space, num_steps, len(first[1]))
     evaluator = supernet(
         space.network(
             channels=config.search_channels,
             cells=config.search_cells,
             num_classes=len(dataset.class_names),
-            **SUPERNETS.get(config.method, {}),
+            **supernet_of(config.method),
         ),
         classification(),
         (Batch(*first), Batch(*second)),
         prepare(dataset, cutout=0)[0],
         hypergradient=config.hypergradient
         or ("exact" if config.method == "darts" else "first_order"),
-        learning_rate=optax.cosine_decay_schedule(
-            config.search_learning_rate, num_steps, 0.04
-        ),
+        learning_rate=weights_schedule(config.search_learning_rate, num_steps),
         batch_size=batch_size,
         curvature_every=every,
     )
@@ -212,23 +200,18 @@ def search_cell(
     ) as scan:
         (state, _), log = search(key_search, strategy, evaluator, num_steps, scan)
     asked = log.proposal.budget[:, 0] > 0
-    drawn = config.method in ("gdas", "snas", "drnas")
-    draw_weights(run, log.proposal.arch[asked, 0], drawn)
+    draw_weights(run, log.proposal.arch[asked, 0], config.method in SAMPLED)
     return strategy.recommend(state, log), {"search_steps": int(asked.sum())}
 
 
-def make_strategy(
+def guarded(
     config: Config, space: SearchSpace, num_steps: int, num_examples: int
 ) -> tuple[Strategy, int]:
     """The method with its guards, and the steps between curvatures, 0 for never."""
     settings: dict[str, Any] = {"max_skips": config.max_skips}
     if config.arch_learning_rate is not None:
         settings["learning_rate"] = config.arch_learning_rate
-    if config.method in ("gdas", "snas"):
-        settings["num_steps"] = num_steps
-    if config.method == "pc_darts":
-        settings["warmup"] = round(0.3 * num_steps)  # 15 of 50 epochs
-    strategy = METHODS[config.method](space, **settings)
+    strategy = make_strategy(config.method, space, num_steps, **settings)
     every = config.curvature_every or 0
     if config.early_stopping:
         strategy = early_stopping(strategy)

@@ -5,68 +5,40 @@
 Searched for long, DARTS fills its cell with skip connections (Dong and Yang 2020,
 arXiv:2001.00326: 54.30 % test accuracy). Zela et al. 2020 (arXiv:1909.09656) saw the
 largest eigenvalue of the validation loss's Hessian rise before, and stop there;
-P-DARTS (arXiv:1904.12760) limits skip connections. Every seed searches unguarded and
-with early stopping; the limit is applied to where the unguarded search ends. The
-skeleton is reduced and the logits' rate raised, so that a CPU sees it in minutes.
+P-DARTS (arXiv:1904.12760) limits skip connections. Every seed searches once, for as
+long as asked; the table says what each guard would have answered. In the quick preset
+the skeleton is reduced and the logits' rate raised.
 """
 
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 import rich.console
 import rich.table
-from one_shot_table import load_table
-from retraining import prepare
+from cell_table import CellConfig, Cells, Images, load_table, make_supernet
+from relaxed_methods import make_strategy
 
 from jaxnas import cli, data, plots, runs
-from jaxnas.base import Array, Log, Strategy, Table
+from jaxnas.base import Array, Log, Strategy
 from jaxnas.encoding import is_skip
-from jaxnas.evaluators.supernet import supernet
 from jaxnas.search import search
 from jaxnas.spaces.nasbench201 import nasbench201
-from jaxnas.strategies.differentiable import differentiable
 from jaxnas.strategies.early_stopping import early_stopping
-from jaxnas.tasks import Batch, classification
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CellConfig):
     """Watch DARTS collapse on NAS-Bench-201, with guards and without."""
 
-    preset: Literal["quick", "paper"] = "paper"
-    """quick is for a CPU; the other flags change a preset's values."""
-    benchmark: Path = Path("nasbench201.npz")
-    """The table of NAS-Bench-201, as an .npz."""
-    column: str = "test_acc_200ep"
-    """Of the table, what cells are worth."""
-    dataset: str = "cifar10"
-    """What supernets learn; cells are looked up for CIFAR-10."""
-    data_dir: Path | None = None
-    """Folder of prepared datasets; that of tensorflow-datasets by default."""
     workdir: Path = Path("runs/darts_collapse")
     """Where results go; the same command goes on from what is there."""
-    overwrite: bool = False
-    """Clear a run of another configuration from the work folder."""
-    seed: int = 0
-    """What every random number follows from."""
-
-    seeds: int = 3
-    image_size: int | None = None
-    """Pixels along a side that images are resized to."""
-    channels: int = 16
-    cells: int = 5
-    """Of each stage of the supernet."""
     steps: int = 19_500
-    batch_size: int = 64
-    learning_rate: float = 0.025
-    arch_learning_rate: float = 3e-4
-    """Of Adam on the logits."""
     curvature_every: int = 390
     """Steps between two measurements of the largest eigenvalue."""
     window: int = 5
@@ -76,7 +48,6 @@ class Config:
     max_skips: int = 2
     """The limit on skip connections."""
     chunk: int = 390
-    """Steps between two checkpoints."""
 
 
 PRESETS = {
@@ -97,7 +68,7 @@ GUARDS = ("none", "early_stopping", "max_skips")
 
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
-    table = load_table(config)
+    cells = Cells.of(load_table(config), config.column)
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
     counts = "seeds", "channels", "cells", "steps", "curvature_every", "window", "chunk"
     ranges = {
@@ -110,51 +81,36 @@ def main(config: Config) -> None:
         "seed": (0, 2**32 - 1),
     }
     cli.check_ranges(config, ranges)
-    with runs.open_run(config, SEARCH) as run:
-        result = run.result()
-        if result is None:
-            result = run.finish(work(config, dataset, table, run))
-        show(result)
-        print(f"files are in {run.folder}")
+    cli.run_or_show(config, SEARCH, partial(work, config, dataset, cells), show)
 
 
 def work(
-    config: Config, dataset: data.Dataset, table: Table, run: runs.Run
+    config: Config, dataset: data.Dataset, cells: Cells, run: runs.Run
 ) -> dict[str, Any]:
     """Searches with every seed; draws; returns what result.json says."""
-    space = nasbench201()
-    accuracies = np.asarray(table.columns[config.column])
-    column = accuracies[:, table.datasets.index("cifar10")]
-    worth = dict(zip(map(tuple, np.asarray(table.archs).tolist()), column, strict=True))
-    plain = differentiable(space, learning_rate=config.arch_learning_rate)
-    settings = {"window": config.window, "threshold": config.threshold}
-    stopping = early_stopping(plain, **settings)
-    limited = differentiable(space, max_skips=config.max_skips)
+    space = cells.space
+    make = partial(make_strategy, "darts", space, config.steps)
+    plain = make(learning_rate=config.arch_learning_rate)
+    limited = make(max_skips=config.max_skips)
     found: dict[str, list] = {guard: [] for guard in GUARDS}
     panels: dict[str, dict] = {}
     for seed in range(config.seeds):
         key = jax.random.fold_in(jax.random.key(config.seed), seed)
         state, log = watch(config, dataset, run, plain, key, f"seed{seed}")
-        stopped, _ = watch(config, dataset, run, stopping, key, f"seed{seed}_stopping")
-        answers = (
-            plain.recommend(state, log),
-            stopping.recommend(stopped, log),
-            limited.recommend(state, log),
-        )
+        last, step = plain.recommend(state, log), stop(config, log)
+        weights = log.proposal.arch[:, 0]
+        stopped = last if step is None else space.discretize(weights[step])
+        answers = last, stopped, limited.recommend(state, log)
         for guard, arch in zip(GUARDS, answers, strict=True):
-            row = {
-                "cell": space.to_string(arch),
-                "accuracy": float(worth[tuple(np.asarray(arch).tolist())]),
-                "skips": int(is_skip(arch, space.cells).sum()),
-            }
-            if guard == "early_stopping":
-                row["stopped"] = bool(stopped.stopped)
-                row["measurements"] = int(stopped.num_measured)
-            found[guard].append(row)
-        trace(panels, config, space, worth, log, f"seed {seed}")
+            skips = int(is_skip(arch, space.cells).sum())
+            row = {"cell": space.to_string(arch), "skips": skips}
+            found[guard].append(row | {"accuracy": cells.worth(arch)})
+        found["early_stopping"][-1]["step"] = step
+        for name, curve in trace(cells, log).items():
+            panels.setdefault(name, {})[f"seed {seed}"] = curve
     figure = plots.plot_curves(panels, xlabel="step", title="DARTS", smooth=False)
     plots.save(figure, run.path("collapse.png"))
-    return {"best_in_table": float(column.max()), "guards": found}
+    return {"best_in_table": float(cells.accuracies.max()), "guards": found}
 
 
 def watch(
@@ -166,33 +122,20 @@ def watch(
     phase: str,
 ) -> tuple[Any, Log]:
     """Searches, and measures the curvature; the strategy's state and the log."""
-    space = nasbench201()
     key_split, key_search = jax.random.split(key)
-    train = dataset.train_images, dataset.train_labels
-    evaluator = supernet(
-        space.network(
-            channels=config.channels,
-            cells=config.cells,
-            num_classes=len(dataset.class_names),
-        ),
-        classification(),
-        tuple(Batch(*half) for half in data.split(key_split, *train)),
-        prepare(dataset, cutout=0)[0],
-        learning_rate=optax.cosine_decay_schedule(
-            config.learning_rate, config.steps, 0.04
-        ),
-        batch_size=config.batch_size,
-        curvature_every=config.curvature_every,
-    )
+    images = Images.of(dataset, key_split)
+    every = config.curvature_every
+    evaluator = make_supernet(config, images, "darts", curvature_every=every)
+    space = nasbench201()
 
     def summarise(log: Log) -> dict[str, Any]:
-        asked = log.proposal.budget > 0  # a search that has stopped asks nothing
         arch = space.discretize(log.proposal.arch[-1, 0])
         row = {"skips": is_skip(arch, space.cells).sum()}
-        for name, values in log.feedback.metrics.items():
-            measured = asked & np.isfinite(values) if "curvature" in name else asked
-            if name in SEARCH and measured.any():
-                row[name] = values[measured].mean()
+        metrics = log.feedback.metrics
+        row |= {name: metrics[name].mean() for name in ("train_loss", "valid_loss")}
+        curvatures = metrics["valid_curvature"]
+        if np.isfinite(curvatures).any():  # most steps do not measure it
+            row["valid_curvature"] = np.nanmean(curvatures)
         return row
 
     with cli.phase(run, phase, config.steps, config.chunk, summarise) as scan:
@@ -200,27 +143,40 @@ def watch(
     return state, log
 
 
-def trace(
-    panels: dict[str, dict],
-    config: Config,
-    space: Any,
-    worth: dict[tuple, float],
-    log: Log,
-    label: str,
-) -> None:
-    """Adds a search to the panels: skips, eigenvalue, the cell's accuracy."""
+def stop(config: Config, log: Log) -> int | None:
+    """The step whose architecture early stopping answers with, None if it never stops.
+
+    A search that stops is this one up to there, so the guard is shown the log: what it
+    guards does nothing but count steps.
+    """
+    key = jax.random.key(0)
+    counter = Strategy(
+        init=lambda _: jnp.int32(0),
+        ask=lambda *_: log.proposal,
+        tell=lambda _, step, *others: step + 1,
+        recommend=lambda state, _: state,
+    )
+    guard = early_stopping(counter, window=config.window, threshold=config.threshold)
+
+    def tell(state, seen):
+        return guard.tell(key, state.inner, state, *seen), None
+
+    state, _ = jax.lax.scan(tell, guard.init(key), (log.proposal, log.feedback))
+    return int(state.inner) if state.stopped else None
+
+
+def trace(cells: Cells, log: Log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The curves of a search: skips, eigenvalue, what the cell is worth."""
     curvature = log.feedback.metrics["valid_curvature"][:, 0]
     steps = np.flatnonzero(np.isfinite(curvature))
-    discretize = jax.jit(jax.vmap(space.discretize))
-    cells = np.asarray(discretize(log.proposal.arch[steps, 0]))
-    skips = np.asarray(jax.vmap(partial(is_skip, cells=space.cells))(cells)).sum(1)
-    accuracies = [worth[tuple(cell)] for cell in cells.tolist()]
-    for name, values in (
-        ("skip connections of 6 edges", skips),
-        ("largest eigenvalue", curvature[steps]),
-        (f"{config.column} (%)", accuracies),
-    ):
-        panels.setdefault(name, {})[label] = steps, values
+    space = cells.space
+    found = np.asarray(jax.vmap(space.discretize)(log.proposal.arch[steps, 0]))
+    skips = jax.vmap(partial(is_skip, cells=space.cells))(found).sum(1)
+    return {
+        "skip connections of 6 edges": (steps, np.asarray(skips)),
+        "largest eigenvalue": (steps, curvature[steps]),
+        "accuracy in the table (%)": (steps, np.array([*map(cells.worth, found)])),
+    }
 
 
 def show(result: dict[str, Any]) -> None:

@@ -33,7 +33,6 @@ from cell_search import (
     flag_of,
     load,
     num_steps_of,
-    run_or_show,
     train_found,
     with_states,
 )
@@ -139,7 +138,7 @@ def main(config: Config) -> None:
     dataset = load(config)
     check(config, dataset)
     config = replace(config, dataset=dataset.name)
-    run_or_show(config, tuple(SEARCH), lambda run: work(config, dataset, run))
+    cli.run_or_show(config, tuple(SEARCH), partial(work, config, dataset))
 
 
 def check(config: Config, dataset: data.Dataset) -> None:

@@ -1,17 +1,19 @@
 """The zero-cost proxies of the table, and how long they take."""
 
+import itertools
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from cell_table import in_blocks
+from retraining import prepare
 
 from jaxnas import runs
-from jaxnas.base import Proposal
 from jaxnas.evaluators.proxies import PROXIES as SCORES
 from jaxnas.evaluators.zero_cost import SIZES, zero_cost
 from jaxnas.progress import Progress
+from jaxnas.tasks import Batch
 
 PROXIES = (*SCORES, *SIZES)
 BLOCK = 10  # cells that are scored by one call
@@ -19,38 +21,42 @@ BLOCK = 10  # cells that are scored by one call
 
 def run_proxies(config: Any, problem: Any, run: runs.Run) -> dict[str, Any]:
     """Scores the cells, untrained: float[N] of each proxy, seconds of each cell."""
+    dataset, cells = problem.whole, problem.scored
     evaluator = zero_cost(
-        problem.space,
-        problem.whole,
-        problem.normalize,
-        num_classes=problem.num_classes,
+        problem.table.space,
+        Batch(dataset.train_images, dataset.train_labels),
+        prepare(dataset)[1],
+        num_classes=len(dataset.class_names),
         proxies=config.proxies,
         fitness=config.proxies[0],
         batch_size=config.proxy_batch_size,
         channels=config.proxy_channels,
         cells=config.proxy_cells,
     )
-    key, cells = jax.random.fold_in(problem.key, 10**6), problem.cells
+    key = jax.random.fold_in(problem.key, 10**6)
     state = evaluator.init(key)
     evaluate = jax.jit(evaluator.evaluate)
     found: dict[str, list] = {name: [] for name in config.proxies}
-    seconds = []
+    seconds: list[float] = []
+    numbers = itertools.count(0, BLOCK)
+
+    def ask(proposal):
+        of_block = jax.random.fold_in(key, next(numbers))
+        return evaluate(of_block, evaluator.data, state, proposal)[1]
+
     run.clock("proxies")
     with Progress("proxies", len(cells)) as progress:
-        for first in range(0, len(cells), BLOCK):
-            begin = time.monotonic()
-            block = cells[first : first + BLOCK]
-            filled = jnp.asarray(np.resize(block, (BLOCK, block.shape[1])))
-            budget = (jnp.arange(BLOCK) < len(block)).astype(jnp.int32)
-            proposal = Proposal(filled, budget, -jnp.ones(BLOCK, jnp.int32))
-            now = jax.random.fold_in(key, first)
-            _, feedback = evaluate(now, evaluator.data, state, proposal)
+        began, done = time.monotonic(), 0
+        for feedback in in_blocks(ask, cells, BLOCK):
             for name, values in found.items():
-                values.append(np.asarray(feedback.metrics[name])[: len(block)])
-            if not first:
+                values.append(feedback.metrics[name])
+            if not done:
                 progress.compiled()
-            progress.update(first + len(block))
-            seconds.append((time.monotonic() - begin) / len(block))
+            done += len(feedback.fitness)
+            progress.update(done)
+            now = time.monotonic()
+            seconds.append((now - began) / len(feedback.fitness))
+            began = now
     run.clock(None)
     return {
         "scores": {name: np.concatenate(values) for name, values in found.items()},

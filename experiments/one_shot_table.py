@@ -9,7 +9,9 @@ untrained, at the published size. The skeleton of the supernets is reduced, sinc
 is what a CPU can train: figures of papers, beside ours, are of the whole one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import rich.console
 import rich.table
+from cell_table import NUM_CELLS, CellConfig, load_table
 from one_shot_methods import METHODS, SEARCH, Problem, run_method
 from one_shot_proxies import PROXIES, run_proxies
 from published_one_shot import (
@@ -26,52 +29,26 @@ from published_one_shot import (
     CORRELATION_SETTING,
 )
 from rank_correlation import Correlation, correlate
+from relaxed_methods import PARTS
 
-from jaxnas import benchmarks, cli, data, plots, runs
-from jaxnas.base import InputError, Table
+from jaxnas import cli, data, plots, runs
+from jaxnas.base import InputError
 from jaxnas.files import read_json
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CellConfig):
     """Compare one-shot methods and zero-cost proxies on NAS-Bench-201."""
 
-    preset: Literal["quick", "paper"] = "paper"
-    """quick is for a CPU; the other flags change a preset's values."""
-    benchmark: Path = Path("nasbench201.npz")
-    """The table of NAS-Bench-201, as an .npz."""
-    column: str = "test_acc_200ep"
-    """Of the table, what cells are worth."""
-    dataset: str = "cifar10"
-    """What supernets learn; cells are looked up for CIFAR-10."""
-    data_dir: Path | None = None
-    """Folder of prepared datasets; that of tensorflow-datasets by default."""
     workdir: Path = Path("runs/one_shot_table")
     """Where results go; the same command goes on from what is there."""
-    overwrite: bool = False
-    """Clear a run of another configuration from the work folder."""
-    seed: int = 0
-    """What every random number follows from."""
-
     methods: tuple[Literal[tuple(METHODS)], ...] = tuple(METHODS)
     proxies: tuple[Literal[tuple(PROXIES)], ...] = tuple(PROXIES)
     architectures: int = 1000
     """Random cells that are scored, each once."""
-    seeds: int = 3
     together: int = 1
     """Seeds that are trained side by side, where a single path costs what all do."""
 
-    image_size: int | None = None
-    """Pixels along a side that the supernets' images are resized to."""
-    channels: int = 16
-    cells: int = 5
-    """Of each stage of the supernets."""
-    steps: int = 97_500
-    """Of the weights, in each search."""
-    batch_size: int = 64
-    learning_rate: float = 0.025
-    arch_learning_rate: float = 3e-4
-    """Of Adam on the logits of relaxed architectures, of whatever method."""
     weight_steps: int = 300
     """Of the weights between two turns of ENAS's controller."""
     controller_learning_rate: float = 3.5e-3
@@ -87,11 +64,8 @@ class Config:
     proxy_cells: int = 5
     proxy_batch_size: int | None = None
     """Examples that networks are looked at with; of each proxy its own number."""
-    chunk: int = 500
-    """Steps between two checkpoints."""
 
 
-NUM_CELLS = 15_625
 PRESETS = {
     "quick": Config(
         architectures=200,
@@ -114,38 +88,12 @@ PRESETS = {
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
     table = load_table(config)
-    whole = data.load(config.dataset, config.data_dir)
+    dataset = whole = data.load(config.dataset, config.data_dir)
     check(config, whole)
-    small = config.image_size
-    dataset = data.load(config.dataset, config.data_dir, image_size=small)
-    with runs.open_run(config, SEARCH) as run:
-        result = run.result()
-        if result is None:
-            result = run.finish(work(config, (dataset, whole), table, run))
-        show(result)
-        print(f"files are in {run.folder}")
-
-
-def load_table(config: Config) -> Table:
-    """Reads the benchmark.
-
-    Raises:
-      InputError: it is of another space, or in part, or has no such column.
-    """
-    table = benchmarks.load(config.benchmark)
-    whole = table.space == "nasbench201" and len(table.archs) == NUM_CELLS
-    if not whole or config.column not in table.columns:
-        raise InputError(
-            f"expected a table of all {NUM_CELLS} cells of nasbench201 with "
-            f"{config.column}, but got {len(table.archs)} of {table.space} with "
-            f"{', '.join(table.columns)}: give another --benchmark or --column"
-        )
-    if "cifar10" not in table.datasets:
-        raise InputError(
-            f"expected a table with cifar10, but got {', '.join(table.datasets)}: give "
-            "another --benchmark"
-        )
-    return table
+    if small := config.image_size:
+        dataset = data.load(config.dataset, config.data_dir, image_size=small)
+    problem = Problem.of(config, dataset, whole, table)
+    cli.run_or_show(config, SEARCH, partial(work, config, problem), show)
 
 
 def check(config: Config, dataset: data.Dataset) -> None:
@@ -170,39 +118,27 @@ def check(config: Config, dataset: data.Dataset) -> None:
             f"expected --together to divide the {config.seeds} seeds, but got "
             f"{config.together}: change one of them"
         )
-    if "pc_darts" in config.methods and config.channels % 4:
+    if "pc_darts" in config.methods and config.channels % PARTS:
         raise InputError(
-            f"expected --channels that 4 divides, since pc_darts computes a quarter, "
-            f"but got {config.channels}: change it, or leave pc_darts out"
+            f"expected --channels that {PARTS} divides, since operations of pc_darts "
+            f"see a part of them, but got {config.channels}: change it, or leave "
+            "pc_darts out"
         )
     if not (config.methods or config.proxies):
         raise InputError("expected a method or a proxy, but got none: name one")
 
 
-def work(
-    config: Config,
-    datasets: tuple[data.Dataset, data.Dataset],
-    table: Table,
-    run: runs.Run,
-) -> dict[str, Any]:
-    """Runs what is not done yet; returns what result.json says.
-
-    Args:
-      config, table, run: of the run.
-      datasets: what supernets learn, resized; and what proxies look at.
-    """
-    problem = Problem.of(config, *datasets, table)
+def work(config: Config, problem: Problem, run: runs.Run) -> dict[str, Any]:
+    """Runs what is not done yet; returns what result.json says."""
     rows: dict[str, Any] = {}
     scores: dict[str, np.ndarray] = {}
     for name in config.methods:
-        found = once(
-            run, name, lambda name=name: run_method(config, problem, run, name)
-        )
+        found = once(run, name, partial(run_method, config, problem, run, name))
         scores[name] = as_floats(found["scores"])
         rows[name] = summary_of(problem, found, scores[name])
     proxies: dict[str, Any] = {}
     if config.proxies:
-        found = once(run, "proxies", lambda: run_proxies(config, problem, run))
+        found = once(run, "proxies", partial(run_proxies, config, problem, run))
         for name in config.proxies:
             scores[name] = as_floats(found["scores"][name])
             proxies[name] = correlate(scores[name], problem.accuracies)._asdict()
@@ -211,10 +147,10 @@ def work(
     title = f"{config.architectures} cells by each score, first seed"
     figure = plots.plot_scores(first, problem.accuracies, ylabel=ylabel, title=title)
     plots.save(figure, run.path("scores.png"))
-    pixels = datasets[0].train_images.shape[1]
+    pixels = problem.images.halves[0].images.shape[1]
     return {
         "architectures": config.architectures,
-        "best_in_table": float(problem.all_accuracies.max()),
+        "best_in_table": float(problem.table.accuracies.max()),
         "setting": f"{config.channels} channels, {config.cells} cells a stage, "
         f"{pixels}x{pixels} pixels, {config.steps} steps of {config.batch_size}, "
         f"{config.seeds} seeds",
@@ -226,13 +162,14 @@ def work(
     }
 
 
-def once(run: runs.Run, name: str, work: Any) -> dict[str, Any]:
+def once(
+    run: runs.Run, name: str, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """What a file of the run says, which is written when it is not there."""
     path = run.path(f"{name}.json")
-    found = read_json(path, "delete it to run that part again")
-    if found is None:
+    if not path.exists():
         run.write_json(path.name, work())
-    return found or once(run, name, work)
+    return read_json(path, "delete it to run that part again") or {}
 
 
 def as_floats(values: Any) -> np.ndarray:
@@ -242,12 +179,13 @@ def as_floats(values: Any) -> np.ndarray:
 
 def summary_of(problem: Problem, found: dict[str, Any], scores: Any) -> dict[str, Any]:
     """What a method found over its seeds, and how well it ranks."""
-    accuracies = [problem.worth(np.array(arch)) for arch in found["archs"]]
+    archs = [np.array(arch) for arch in found["archs"]]
+    accuracies = [problem.table.worth(arch) for arch in archs]
     return {
         "accuracy": float(np.mean(accuracies)),
         "deviation": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
         "accuracies": accuracies,
-        "cells": [problem.space.to_string(np.array(arch)) for arch in found["archs"]],
+        "cells": [problem.table.space.to_string(arch) for arch in archs],
         "skips": float(np.mean(found["skips"])),
         **correlate(scores, problem.accuracies)._asdict(),
         "seconds": found["seconds"],

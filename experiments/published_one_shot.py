@@ -1,4 +1,7 @@
-"""What papers report on NAS-Bench-201 with CIFAR-10, with source and setting."""
+"""What papers report on NAS-Bench-201 with CIFAR-10, with source and setting.
+
+Figures of the papers' tables as they are commonly cited; see the source before you do.
+"""
 
 from typing import NamedTuple
 

@@ -123,14 +123,9 @@ def main(config: Config) -> None:
     config = replace(config, dataset=dataset.name if name == "auto" else name)
     check(config, dataset)
     members = build(config, dataset)
-    with runs.open_run(config, SEARCH_COLUMNS) as run:
-        result = run.result()
-        if result is None:
-            result = run.finish(work(config, dataset, run, *members))
-        else:
-            print("this run is finished; its result:")
-        cli.show_result(result)
-        print(f"files are in {run.folder}")
+    cli.run_or_show(
+        config, SEARCH_COLUMNS, lambda run: work(config, dataset, run, *members)
+    )
 
 
 def check(config: Config, dataset: data.Dataset) -> None:

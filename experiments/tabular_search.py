@@ -15,6 +15,7 @@ import importlib.metadata
 import inspect
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -99,12 +100,7 @@ class Problem(NamedTuple):
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
     config, problem = build(config)
-    with runs.open_run(config, ()) as run:
-        result = run.result()
-        if result is None:
-            result = run.finish(work(config, problem, run))
-        show(result)
-        print(f"files are in {run.folder}")
+    cli.run_or_show(config, (), partial(work, config, problem), show)
 
 
 def build(config: Config) -> tuple[Config, Problem]:

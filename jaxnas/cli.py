@@ -30,7 +30,7 @@ import tyro
 
 from jaxnas.base import InputError
 from jaxnas.progress import Progress
-from jaxnas.runs import Run
+from jaxnas.runs import Run, open_run
 from jaxnas.search import Scan, chunked_scan
 
 ConfigT = TypeVar("ConfigT")
@@ -169,6 +169,29 @@ def show_result(result: Mapping[str, Any]) -> None:
             shown = " ".join(f"{one:.4g}" for one in value)
         table.add_row(name.replace("_", " "), rich.text.Text(shown))
     rich.console.Console().print(table)
+
+
+def run_or_show(
+    config: Any,
+    columns: Sequence[str],
+    work: Callable[[Run], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None] = show_result,
+) -> None:
+    """Runs an experiment in its work folder, or goes on with it, or prints its result.
+
+    Args:
+      config, columns: see `runs.open_run`.
+      work: what is done there; returns what result.json says.
+      show: prints that.
+    """
+    with open_run(config, columns) as run:
+        result = run.result()
+        if result is None:
+            result = run.finish(work(run))
+        else:
+            print("this run is finished; its result:")
+        show(result)
+        print(f"files are in {run.folder}")
 
 
 REMEDY = "lower the learning rate and start anew with --overwrite"

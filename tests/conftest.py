@@ -1,5 +1,6 @@
 """What every test runs under, and what several files of tests use."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -7,6 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxnas.base import SearchSpace
+
+# At these sizes compiling is what takes time: three fifths of it with fewer
+# optimisations and without the code generator of fusions. Processes inherit it.
+LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

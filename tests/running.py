@@ -30,8 +30,6 @@ def start(name: str, shared: Path, workdir: Path, *args: str) -> subprocess.Pope
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        # Compiling is what takes time at this size.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.Popen(

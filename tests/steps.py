@@ -15,8 +15,6 @@ from jaxnas.nn.graph import Edge
 from jaxnas.tasks import Batch, classification
 
 # Half of the time to compile; nothing here runs for long.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=FAST)
 
 # The default initialiser is slow to compile.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.lecun_uniform())
@@ -122,7 +120,7 @@ def follow(network, num_steps=NUM_STEPS, **how) -> list[Step]:
         return prepare(key, images)
 
     evaluator = build(network, recording, **how)
-    evaluate = jit(evaluator.evaluate)
+    evaluate = jax.jit(evaluator.evaluate)
     with jax.enable_x64(False):  # Flax's parameters are float32
         state = evaluator.init(KEY)
     state, steps = to_float(state), []
@@ -200,9 +198,9 @@ def momenta_of(state):
     return momenta
 
 
-compiled_descend = jit(descend, static_argnums=(0, 6))
-compiled_objective = jit(outer_objective, static_argnums=0)
-compiled_grad = jit(jax.value_and_grad(loss_of, (1, 2)), static_argnums=0)
+compiled_descend = jax.jit(descend, static_argnums=(0, 6))
+compiled_objective = jax.jit(outer_objective, static_argnums=0)
+compiled_grad = jax.jit(jax.value_and_grad(loss_of, (1, 2)), static_argnums=0)
 
 
 def problem(step, t):

@@ -12,7 +12,6 @@ from jaxnas.nn.chain import LINKS
 from jaxnas.spaces.chain import chain
 from jaxnas.training import init_variables
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CLASSES = 3
 IMAGES = np.random.default_rng(0).normal(size=(4, 4, 3, 2))
 KEY = jax.random.key(1)
@@ -78,13 +77,13 @@ def test_supernet_trains_each_network_as_it_is_by_itself(links):
     space = make(links=links)
     compare = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-11)
     with jax.enable_x64(True):
-        run = jax.jit(of_supernet(space), compiler_options=FAST)
+        run = jax.jit(of_supernet(space))
         for text in ARCHS[links]:
             arch = read(space, links, text)
             variables, (logits, grad, stats, tested) = run(arch)
             few = {k: space.restrict(v, arch) for k, v in variables.items()}
             network = space.network(arch, num_classes=CLASSES)
-            alone = jax.jit(partial(outputs_of, network), compiler_options=FAST)
+            alone = jax.jit(partial(outputs_of, network))
             of_arch = partial(space.restrict, arch=arch)
             found = logits, of_arch(grad), of_arch(stats), tested
             jax.tree.map(compare, found, alone(few))
@@ -100,7 +99,7 @@ def test_shared_weights_are_those_of_each_network():
     variables = init_variables(supernet, *given)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda x: x.astype(float), variables)
-        run = jax.jit(partial(outputs_of, supernet), compiler_options=FAST)
+        run = jax.jit(partial(outputs_of, supernet))
         compare = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
         for arch in archs:
             logits, grad, stats, tested = run(
@@ -108,7 +107,7 @@ def test_shared_weights_are_those_of_each_network():
             )
             of_arch = partial(space.restrict, arch=arch)
             network = space.network(arch, num_classes=CLASSES)
-            alone = jax.jit(partial(outputs_of, network), compiler_options=FAST)
+            alone = jax.jit(partial(outputs_of, network))
             few = {k: of_arch(v) for k, v in variables.items()}
             found = logits, of_arch(grad), of_arch(stats), tested
             jax.tree.map(compare, found, alone(few))
@@ -138,8 +137,8 @@ def test_supernet_computes_every_network_of_a_batch():
     ]
     archs = jnp.stack([space.from_string(text) for text in archs])
     run = of_supernet(space)
-    together = jax.jit(jax.vmap(run), compiler_options=FAST)(archs)
-    alone = jax.jit(run, compiler_options=FAST)
+    together = jax.jit(jax.vmap(run))(archs)
+    alone = jax.jit(run)
     compare = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
     for i, arch in enumerate(archs):
         jax.tree.map(compare, jax.tree.map(lambda x: x[i], together), alone(arch))  # noqa: B023
@@ -151,9 +150,7 @@ def test_supernet_takes_the_strongest_choice():
     network, weights = space.network(), one_hot(arch, space.num_choices)
     image = jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32)
     draw = jax.random.uniform(KEY, weights.shape)
-    run = jax.jit(
-        lambda w: init_variables(network, KEY, image, w), compiler_options=FAST
-    )
+    run = jax.jit(lambda w: init_variables(network, KEY, image, w))
     jax.tree.map(np.testing.assert_array_equal, run(weights), run(2 * weights + draw))
 
 
@@ -288,7 +285,7 @@ def test_network_and_sizes_are_those_of_pytorch(text):
         before = jax.tree.map(np.zeros_like, stats)
         for norm in before.values():
             norm["var"] += 1
-        run = jax.jit(partial(outputs_of, network), compiler_options=FAST)
+        run = jax.jit(partial(outputs_of, network))
         given = {"params": variables, "batch_stats": before}
         logits, grad, moved, _ = run(given)
         evaluated = network.apply({"params": variables, "batch_stats": stats}, IMAGES)

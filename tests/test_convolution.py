@@ -9,7 +9,6 @@ import pytest
 
 from jaxnas.nn.convolution import TILE, WHOLE_ROW, by_bands, convolution
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Whole rows, tiles that fit, and tiles of which the last is longer than the image.
 IMAGES = [(1, 1), (2, 3), (3, 5), (8, 8), (9, 9), (10, 7), (7, 10), (16, 16)]
 
@@ -54,8 +53,7 @@ def test_bands_are_the_convolution_of_lax_and_its_gradients(size):
 
     with jax.enable_x64(True):
         found, expected = (
-            jax.jit(partial(every, form), compiler_options=FAST)(given)
-            for form in (by_bands, by_lax)
+            jax.jit(partial(every, form))(given) for form in (by_bands, by_lax)
         )
     compare = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12, strict=True)
     jax.tree.map(compare, found, expected)
@@ -89,8 +87,7 @@ def test_convolution_of_any_window_is_that_of_lax_and_its_gradients():
 
     with jax.enable_x64(True):
         found, expected = (
-            jax.jit(partial(every, form), compiler_options=FAST)(given)
-            for form in (convolution, by_lax)
+            jax.jit(partial(every, form))(given) for form in (convolution, by_lax)
         )
     compare = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11, strict=True)
     jax.tree.map(compare, found, expected)
@@ -107,7 +104,7 @@ def test_convolution_has_its_gradient_by_one_argument_alone():
         return [jax.grad(value, which)(x, kernel) for which in (0, 1)]
 
     with jax.enable_x64(True):
-        run = jax.jit(gradients, static_argnums=0, compiler_options=FAST)
+        run = jax.jit(gradients, static_argnums=0)
         found, expected = run(by_bands), run(by_lax)
     compare = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
     jax.tree.map(compare, found, expected)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from steps import KEY, SHARP, Smooth, follow, jit, loss_of
+from steps import KEY, SHARP, Smooth, follow, loss_of
 
 from jaxnas.evaluators.curvature import curvature, largest_eigenvalue
 
@@ -17,7 +17,7 @@ def float64():
         yield
 
 
-@partial(jit, static_argnums=2)
+@partial(jax.jit, static_argnums=2)
 def of_matrix(key, matrix, num_iterations):
     """The eigenvalue of a function whose Hessian at this x is a matrix."""
     x = jnp.ones((2, len(matrix) // 2))
@@ -60,7 +60,7 @@ def test_invariant_subspaces_end_the_iteration(spectrum):
         np.testing.assert_allclose(found, max(spectrum), atol=1e-12)
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def measure(loss, weights):
     return curvature(KEY, loss, weights, 12)
 
@@ -79,7 +79,7 @@ def test_curvature_is_of_the_logits_of_what_can_be_chosen():
     def loss(weights):
         return jnp.sum(jnp.tanh(weights * target)) + jnp.sum(weights[0] * weights[1])
 
-    hessian = jit(jax.hessian(lambda x: loss(weights_of(x))))(logits)
+    hessian = jax.jit(jax.hessian(lambda x: loss(weights_of(x))))(logits)
     found = measure(loss, weights_of(logits))
     np.testing.assert_allclose(found, np.linalg.eigvalsh(hessian)[-1], rtol=1e-10)
 
@@ -93,7 +93,7 @@ def test_supernet_measures_at_the_stepped_weights_every_so_many_steps():
     how = {"curvature_every": 2, "curvature_iterations": 12}
     steps = follow(Smooth(), 2, **how, **SHARP)
 
-    @jit
+    @jax.jit
     def hessian(params, arch, batch):
         def loss(logits):
             return loss_of(Smooth(), params, jax.nn.softmax(logits), batch)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from steps import Dense, jit
+from steps import Dense
 from trees import assert_trees_equal
 
 from jaxnas.base import InputError
@@ -148,7 +148,7 @@ class Network(nn.Module):
 
 
 TEACHER, STUDENT = Network(32), Network(16)
-scan = jit(lambda f, init, xs: jax.lax.scan(f, init, xs))
+scan = jax.jit(lambda f, init, xs: jax.lax.scan(f, init, xs))
 
 
 def scale(key, images):
@@ -226,7 +226,7 @@ def test_teacher_is_computed_once_a_batch():
         return jax.grad(loss, has_aux=True)(z)
 
     def products(function, *args):
-        return jit(function).lower(*args).compile().as_text().count(" dot(")
+        return jax.jit(function).lower(*args).compile().as_text().count(" dot(")
 
     alone = products(lambda batch: TEACHER.apply(batch.given, batch.images), batch)
     assert products(often, z, batch) == alone > 0

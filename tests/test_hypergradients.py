@@ -24,7 +24,6 @@ from steps import (
     compiled_objective,
     deviation,
     follow,
-    jit,
     learning_rate,
     norm,
     outer_objective,
@@ -106,7 +105,7 @@ def test_exact_of_real_operations_agrees_with_central_differences():
 
 def test_exact_in_float32_agrees_with_nested_differentiation():
     (step,) = follow(Smooth(), 1, hypergradient="exact", **SHARP)
-    nested = jit(jax.grad(outer_objective, 1), static_argnums=0)
+    nested = jax.jit(jax.grad(outer_objective, 1), static_argnums=0)
     expected = nested(Smooth(), step.arch, *problem(step, 0))
     found = -step.feedback.grad[0]
     assert found.dtype == expected.dtype == jnp.float32
@@ -118,7 +117,7 @@ def test_unrolled_agrees_with_reverse_mode_through_the_loop():
     # Momentum, a schedule, a decay, a clip of the step that virtual steps have not.
     (step,) = follow(Smooth(), 1, hypergradient="unrolled", **SHARP)
     given = problem(step, 0)
-    nested = jit(jax.value_and_grad(outer_objective, 1), static_argnums=0)
+    nested = jax.jit(jax.value_and_grad(outer_objective, 1), static_argnums=0)
     loss, expected = nested(Smooth(), step.arch, *given)
     assert deviation(-step.feedback.grad[0], expected) < 1e-12
     np.testing.assert_allclose(-step.feedback.fitness, [loss])
@@ -214,7 +213,7 @@ def solve(hypergradient, inner=INNER, start=None, clip=1e9):
     def draw(half, ahead):
         return jax.tree.map(jnp.asarray, inner[ahead] if half == WEIGHTS else OUTER)
 
-    run = jit(
+    run = jax.jit(
         lambda state, arch: hypergradient(quadratic_loss, tx, clip, state, arch, draw)
     )
     state, _, _, grad = run(state, jnp.asarray(ARCH))

@@ -13,7 +13,6 @@ from jaxnas.nn import depthwise
 from jaxnas.nn.depthwise import Window, depthwise_conv
 
 EDGES, IMAGES, SIZE, CHANNELS = 4, 2, (6, 7), 2
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +94,7 @@ def test_conv_and_its_gradients_are_the_sums(size, stride, dilation, sharers):
     how = (stride, dilation)
     expected = sum_up(*case, *how)
     both = jax.jit(
-        lambda *case: (everything(*case, *how), everything_grouped(*case, *how)),
-        compiler_options=FAST,
+        lambda *case: (everything(*case, *how), everything_grouped(*case, *how))
     )
     for found in both(*case):
         assert_close(found, expected)
@@ -106,7 +104,7 @@ def test_conv_and_its_gradients_are_the_sums(size, stride, dilation, sharers):
 @pytest.mark.parametrize("image", [(1, 1), (2, 3), (2, 75)])
 def test_conv_takes_images_below_the_kernel_and_wide_ones(image, stride):
     case = draw_case(5, image=image, stride=stride)
-    run = jax.jit(partial(everything, stride=stride, dilation=2), compiler_options=FAST)
+    run = jax.jit(partial(everything, stride=stride, dilation=2))
     assert_close(run(*case), sum_up(*case, stride, 2))
 
 
@@ -161,7 +159,7 @@ def test_conv_mixes_modes_as_differences_do(sharers):
         y, *grads = everything(x, kernel, g, 2)
         return *grads, jnp.sum(y**2)
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def both(x, kernel):
         _, tangents = jax.jvp(gradient, (x, kernel), along)
         ends = [
@@ -186,7 +184,7 @@ def test_conv_is_mapped_with_its_gradients(mapped, sharers):
     )
     axes = tuple(0 if is_mapped else None for is_mapped in mapped)
     run = jax.vmap(partial(everything, stride=2), axes)
-    found = jax.jit(run, compiler_options=FAST)(*batch)
+    found = jax.jit(run)(*batch)
     for i in range(2):
         alone = [a[i] if axis == 0 else a for a, axis in zip(batch, axes, strict=True)]
         assert_close(tuple(a[i] for a in found), sum_up(*alone, 2, 1))
@@ -197,7 +195,7 @@ def test_conv_is_mapped_twice_and_over_any_axis():
     many_x = np.stack([x, 2 * x], -1)
     many_g = np.stack([g, 3 * g, 5 * g], 2)
     run = jax.vmap(jax.vmap(everything, (-1, None, None)), (None, None, 2))
-    found = jax.jit(run, compiler_options=FAST)(many_x, kernel, many_g)
+    found = jax.jit(run)(many_x, kernel, many_g)
     y, by_x, by_kernel = sum_up(x, kernel, g, 1, 1)
     for (i, by_g), (j, by) in itertools.product(
         enumerate((1, 3, 5)), enumerate((1, 2))

@@ -18,7 +18,6 @@ from jaxnas.nn.skeleton import AuxiliaryHead, DartsNetwork, NasBench201Network
 from jaxnas.spaces import SPACES
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
-FAST = {"xla_backend_optimization_level": 0}
 KEY = jax.random.key(0)
 DARTS_OPS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
 DARTS_OPS += ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
@@ -130,10 +129,9 @@ def test_cell_in_part_passes_the_other_channels_by(stride):
     )
     inputs, weights = [draw(1, 2, 5, 4, 8), draw(2, 2, 5, 4, 8)], draw(3, 4, 4)
     cell = Cell(edges, CELL_OPS, 2, 5, channels=8, stride=stride, partial=4)
-    *found, nothing = jax.jit(
-        lambda *given: cell.apply({}, *given, None, train=False),
-        compiler_options=FAST,
-    )(inputs, weights)
+    *found, nothing = jax.jit(lambda *given: cell.apply({}, *given, None, train=False))(
+        inputs, weights
+    )
     first = {0: (0, 2, max_pool), 1: (1, 3, avg_pool)}
     expected = [*inputs, quarter_of(inputs, weights, first, stride)]
     second = {2: (0, 2, max_pool), 3: (2, 1, lambda x, stride: x)}
@@ -183,7 +181,7 @@ def test_remat_changes_no_parameters_and_no_logits(make):
             for network in (plain, other)
         ]
 
-    found, expected = jax.jit(both, compiler_options=FAST)(variables)
+    found, expected = jax.jit(both)(variables)
     compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(compare, found, expected)
 
@@ -202,11 +200,11 @@ def test_drop_path_drops_at_its_rate_and_nothing_at_zero(make):
     network = make()
     variables = draw_variables(network)
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def logits(rate, key):
         return network.apply(variables, IMAGES, None, rate, rngs={"drop_path": key})
 
-    plain = jax.jit(partial(network.apply, variables), compiler_options=FAST)(IMAGES)
+    plain = jax.jit(partial(network.apply, variables))(IMAGES)
     np.testing.assert_allclose(logits(0.0, KEY), plain, rtol=1e-5)
     some, other = (logits(0.5, jax.random.key(i)) for i in (1, 2))
     assert not np.allclose(some, plain)
@@ -273,7 +271,7 @@ def test_agreement_counts_the_units_that_two_images_pass_alike():
         with nn.intercept_methods(record):
             return agreement(alone, variables), entered
 
-    found, given = jax.jit(recorded, compiler_options=FAST)(few)
+    found, given = jax.jit(recorded)(few)
     assert len(given) == 3 * 5 + 2 * 2 + 1  # three cells, two blocks, the end
     passes = np.concatenate(
         [np.moveaxis(x, 1, 0).reshape(len(IMAGES), -1) > 0 for x in given], 1
@@ -281,7 +279,7 @@ def test_agreement_counts_the_units_that_two_images_pass_alike():
     expected = [[np.sum(one == other) for other in passes] for one in passes]
     np.testing.assert_array_equal(found, expected)
     assert found[0, 0] == passes.shape[1] > found[0, 1]
-    of_single = jax.jit(partial(agreement, single), compiler_options=FAST)
+    of_single = jax.jit(partial(agreement, single))
     chosen = of_single(variables, np.eye(5, dtype=np.float32)[arch])
     np.testing.assert_allclose(chosen, expected, rtol=1e-3)  # by another rounding
 
@@ -299,7 +297,7 @@ def test_scale_is_what_the_logits_lack(make):
         return network.apply(variables, images), logits, told["scale"]
 
     with jax.enable_x64(True):
-        whole, logits, told = jax.jit(outputs, compiler_options=FAST)(variables)
+        whole, logits, told = jax.jit(outputs)(variables)
     (logarithm,) = jax.tree.leaves(told)
     np.testing.assert_allclose(logits * np.exp(logarithm), whole, rtol=1e-5)
     assert np.abs(whole).max() > 10 * np.abs(logits).max()
@@ -474,7 +472,7 @@ def test_darts_supernet_computes_what_that_of_pytorch_does(monkeypatch):
         return apply(), apply(train=True, mutable="batch_stats")[0]
 
     with jax.enable_x64(True):
-        run = jax.jit(outputs, compiler_options=FAST)
+        run = jax.jit(outputs)
         found = run(variables, images, weights)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-7)

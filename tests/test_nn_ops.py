@@ -16,7 +16,6 @@ from jaxnas.nn.ops import OPS, BatchNorm, Conv
 from jaxnas.nn.pooling import avg_pool, max_pool
 
 EDGES, CHANNELS = 4, 4
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def draw(seed, *shape):
@@ -135,7 +134,7 @@ def test_operation_of_all_edges_is_that_of_each(name, states, stride):
         return run(op, variables, x), each
 
     with jax.enable_x64(True):
-        together, each = jax.jit(both, compiler_options=FAST)(variables)
+        together, each = jax.jit(both)(variables)
     size = (6, 7) if stride == 1 else (3, 4)
     assert together[0].shape[1:] == (2, *size, CHANNELS)
     assert together[0].shape[0] in (states, EDGES)

@@ -65,8 +65,6 @@ def execute(name: str) -> nbformat.NotebookNode:
     sizes.source = TINY[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        # Compiling is what takes time at this size.
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         return nbclient.NotebookClient(notebook, timeout=600).execute()
 
 

@@ -17,7 +17,6 @@ from steps import (
     KEY,
     Dense,
     Smooth,
-    jit,
     to_float,
 )
 from trees import assert_trees_equal
@@ -25,7 +24,7 @@ from trees import assert_trees_equal
 from jaxnas.base import OK, InputError, Proposal
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.encoding import one_hot
-from jaxnas.evaluators import one_shot as module
+from jaxnas.evaluators import shared_weights
 from jaxnas.evaluators.one_shot import one_shot
 from jaxnas.nn import chain
 from jaxnas.nn.cell import Cell
@@ -89,7 +88,7 @@ class Runner:
 
     def __init__(self, **how):
         self.evaluator = build(**how)
-        self.compiled = jit(self.evaluator.evaluate)
+        self.compiled = jax.jit(self.evaluator.evaluate)
 
     def init(self):
         return to_float(jax.device_get(self.evaluator.init(KEY)))
@@ -130,7 +129,7 @@ def test_weights_follow_the_mean_gradient_of_what_is_asked():
         np.asarray(augmented(None, jnp.asarray(HALVES[0].images))),
     )
     momenta = jax.tree.map(np.zeros_like, state.train.params)
-    gradient = jit(jax.value_and_grad(loss_of, has_aux=True))
+    gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
     for step in range(2):
         train = state.train
         state, feedback = run(state, ARCHS, [1, 0, 1])
@@ -354,7 +353,7 @@ def test_seeds_side_by_side_are_those_one_by_one():
         program = jax.make_jaxpr(every)(together, given)
         names = [equation.primitive.name for equation in program.eqns]
         assert names.count("cond") == 2  # one for each turn
-        compiled = jit(every)
+        compiled = jax.jit(every)
         for _ in range(3):
             together, found = compiled(together, given)
             for i, state in enumerate(alone):
@@ -432,4 +431,4 @@ def test_relaxed_architectures_are_refused():
 
 
 def test_statistics_move_as_calibration_takes_for_granted():
-    assert module.MOMENTUM == chain.MOMENTUM == BatchNorm.momentum
+    assert shared_weights.MOMENTUM == chain.MOMENTUM == BatchNorm.momentum

@@ -1,16 +1,30 @@
 """One-shot methods and proxies on a table of NAS-Bench-201's cells, at a tiny size."""
 
+import dataclasses
 import importlib
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from running import EXPERIMENTS, assert_refused, finish, read, shared_folder, start
+from running import (
+    EXPERIMENTS,
+    assert_refused,
+    finish,
+    read,
+    run_here,
+    shared_folder,
+    start,
+)
 from scipy import stats
 
 from jaxnas import benchmarks, cli
-from jaxnas.base import InputError, Table
-from jaxnas.spaces.nasbench201 import NUM_CHOICES
+from jaxnas.base import Evaluator, Feedback, InputError, Table
+from jaxnas.search import search
+from jaxnas.spaces.nasbench201 import NUM_CHOICES, nasbench201
+from jaxnas.strategies.differentiable import differentiable
+from jaxnas.strategies.early_stopping import early_stopping
 
 ARCHS = np.array(list(itertools.product(range(5), repeat=6)), np.int32)
 SKIPS = (ARCHS == 1).sum(1)
@@ -142,5 +156,37 @@ def test_collapse_is_watched_and_guarded(shared, table, tmp_path):
         assert row["accuracy"] == pytest.approx(90 - 5 * row["skips"], abs=1.6)
     assert guards["max_skips"][0]["skips"] == 0
     assert (tmp_path / "run" / "collapse.png").stat().st_size > 10_000
-    missing = finish(start(*given[:-1], str(tmp_path / "no.npz")))
-    assert_refused((missing[0], missing[1].splitlines(), missing[2]), "no.npz")
+
+
+def test_table_that_is_not_there_is_one_line(load, monkeypatch, capsys, tmp_path):
+    run = run_here(load("darts_collapse"), monkeypatch, capsys)
+    missing = tmp_path / "no.npz"
+    outcome = run("--benchmark", missing, "--workdir", tmp_path / "run")
+    assert_refused(outcome, "no.npz")
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_guard_that_sees_the_log_stops_where_the_search_does(load, factor):
+    """And answers with the step whose architecture that one answers with."""
+    experiment = load("darts_collapse")
+    config = dataclasses.replace(experiment.PRESETS["quick"], window=2, threshold=0.75)
+    curvatures = jnp.array([1.0, np.nan, 1, 1, np.nan, factor, factor, factor, 9, 9])
+
+    def evaluate(key, data, state, proposal):
+        measured = {"valid_curvature": curvatures[state][None]}
+        ones, grad = jnp.ones(1), -proposal.arch
+        return state + 1, Feedback(ones, ones, jnp.zeros(1, int), measured, grad=grad)
+
+    space = nasbench201()
+    evaluator = Evaluator((), lambda key: jnp.int32(0), evaluate)
+    plain = differentiable(space, learning_rate=0.1)
+    guarded = early_stopping(plain, window=2, threshold=0.75)
+    key, num_steps = jax.random.key(0), len(curvatures)
+    _, log = search(key, plain, evaluator, num_steps)
+    (state, _), _ = search(key, guarded, evaluator, num_steps)
+    step = experiment.stop(config, log)
+    assert bool(state.stopped)
+    np.testing.assert_allclose(
+        log.proposal.arch[step, 0], jax.nn.softmax(state.inner.logits), rtol=1e-6
+    )
+    assert step == {1.0: 5, 2.0: 0}[factor]

@@ -55,7 +55,7 @@ print("equal")
 
 def run_on_eight(program: str) -> str:
     """Runs a program where the CPU passes for eight devices."""
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

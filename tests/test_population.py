@@ -26,7 +26,6 @@ from jaxnas.strategies import STRATEGIES
 from jaxnas.tasks import Batch, classification
 from jaxnas.training import init_state, init_variables, sgd
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SPACE = chain((8, 8, 1), channels=(4,), kernels=(1, 3), units=(8,), trunk=3, head=1)
 ARCHS = jnp.stack(
     [
@@ -74,8 +73,8 @@ def make(space=SPACE, **how):
 def shared():
     """The evaluator, its first state, and one compiled program for all tests."""
     evaluator = make(num_slots=4)
-    run = jax.jit(evaluator.evaluate, compiler_options=FAST)
-    return evaluator, jax.jit(evaluator.init, compiler_options=FAST)(KEYS[0]), run
+    run = jax.jit(evaluator.evaluate)
+    return evaluator, jax.jit(evaluator.init)(KEYS[0]), run
 
 
 def evaluate(key, budgets, state=None, archs=ARCHS, slots=(0, 1, 2, 3)):
@@ -109,7 +108,7 @@ def train_alone(space, supernet, key, arch, **size):
     variables = {k: space.restrict(v, arch) for k, v in full.items()}
     network = space.network(arch, num_classes=CLASSES, **size)
     step = Step(network, classification(), prepare, TX, 20, BATCH, 0.0, 0.0)
-    run = jax.jit(step.__call__, compiler_options=FAST)
+    run = jax.jit(step.__call__)
     state = init_state(variables, TX)
     for i in range(20):
         state, _ = run(jax.random.fold_in(key, 1), data, state, i)
@@ -140,7 +139,7 @@ def test_network_of_blocks_trains_for_20_steps_as_it_does_alone():
     space, size = multi_branch(blocks=1, branches=2), {"channels": 4, "cells": 1}
     arch = space.from_string(f"concat({OPS[-1]},{OPS[1]})")
     evaluator = make(space, num_slots=1, **size)
-    run = jax.jit(evaluator.evaluate, compiler_options=FAST)
+    run = jax.jit(evaluator.evaluate)
     proposal = Proposal(arch[None], jnp.array([FULL]), jnp.array([0]))
     state = evaluator.init(KEYS[0])
     kept, feedback = run(KEYS[0], evaluator.data, state, proposal)
@@ -162,7 +161,7 @@ def test_metrics_are_those_of_scikit_learn(place, name):
         "batch_stats": SPACE.restrict(kept.batch_stats, arch),
     }
     network = SPACE.network(arch, num_classes=CLASSES)
-    run = jax.jit(network.apply, compiler_options=FAST)
+    run = jax.jit(network.apply)
     logits = np.asarray(run(variables, normalise(data.images)), np.float64)
     guess, labels = logits.argmax(1), range(CLASSES)
     macro = sklearn.metrics.precision_recall_fscore_support(
@@ -326,7 +325,7 @@ def test_a_group_is_trained_side_by_side_as_each_is_alone():
 
     def accuracy(group):
         evaluator = make(SHALLOW, epochs=2, group=group)
-        run = jax.jit(evaluator.evaluate, compiler_options=FAST)
+        run = jax.jit(evaluator.evaluate)
         return run(KEYS[0], evaluator.data, (), proposal)[1].metrics
 
     jax.tree.map(
@@ -350,21 +349,21 @@ SHARDED = """
 import sys
 sys.path[:0] = [{folder!r}]
 import jax, numpy as np
-from test_population import ARCHS, EPOCHS, KEYS, FAST, make
+from test_population import ARCHS, EPOCHS, KEYS, make
 import jax.numpy as jnp
 from jaxnas.base import Proposal
 
 assert len(jax.devices()) == 8
 evaluator = make()
 proposal = Proposal(ARCHS, jnp.full(4, EPOCHS), jnp.full(4, -1))
-run = jax.jit(evaluator.evaluate, compiler_options=FAST)
+run = jax.jit(evaluator.evaluate)
 _, feedback = run(KEYS[0], evaluator.data, (), proposal)
 print(*np.asarray(feedback.metrics["cross_entropy"]).tolist())
 """
 
 
 def test_eight_devices_find_what_one_does():
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     program = SHARDED.format(folder=os.path.dirname(__file__))
     output = subprocess.check_output(

@@ -71,7 +71,6 @@ def start(images: Path, workdir: Path, cache: Path) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is what takes time here
     }
     command = [sys.executable, EXPERIMENT, "--dataset", images, "--workdir", workdir]
     return subprocess.Popen(

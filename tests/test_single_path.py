@@ -18,7 +18,6 @@ from jaxnas.nn.ops import Conv
 from jaxnas.nn.skeleton import DartsNetwork, _keep, restrict_cells
 from jaxnas.spaces import SPACES
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(3, 7, 6, 2))  # of odd and even sides
 SIZE = {"channels": 4, "num_classes": 3}
@@ -159,7 +158,7 @@ def outputs_of(network, variables, images, weights, drop_rate):
 @functools.cache
 def compiled(name, **how):
     run = partial(outputs_of, CASES[name].make(**how))
-    return jax.jit(run, compiler_options=FAST)
+    return jax.jit(run)
 
 
 def compute(name, weights, drop_rate=0.0, **how):
@@ -229,11 +228,9 @@ def test_single_path_is_the_network_of_the_architecture(name):
         apply = partial(network.apply, variables, IMAGES, weights)
         return apply(train=True, mutable="batch_stats")
 
-    run = jax.jit(partial(outputs, network), compiler_options=FAST)
+    run = jax.jit(partial(outputs, network))
     arch = np.array(space.sample(KEY))
-    alone = jax.jit(
-        partial(outputs, space.network(arch, **size)), compiler_options=FAST
-    )
+    alone = jax.jit(partial(outputs, space.network(arch, **size)))
     with jax.enable_x64(True):
         few = {part: space.restrict(tree, arch) for part, tree in variables.items()}
         logits, changed = run(variables, one_hot(arch, space.num_choices))
@@ -290,7 +287,7 @@ def test_single_path_has_second_derivatives_forwards(stride):
     point, rng = problem[2:], np.random.default_rng(4)
     along = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
     with jax.enable_x64(True):
-        push = jax.jit(partial(jax.jvp, gradient), compiler_options=FAST)
+        push = jax.jit(partial(jax.jvp, gradient))
 
         def gradient_at(size):
             moved = jax.tree.map(lambda x, d: x + size * d, point, along)
@@ -313,7 +310,7 @@ def test_single_paths_of_a_batch_are_those_one_by_one():
     batch = np.stack([weights, weights[::-1], np.roll(weights, 1, 1)])
     with jax.enable_x64(True):
         together, alone = (
-            jax.jit(form, compiler_options=FAST)
+            jax.jit(form)
             for form in (
                 jax.vmap(jax.grad(problem.loss, (0, 1, 2)), (None, None, 0)),
                 jax.grad(problem._replace(cell=again).loss, (0, 1, 2)),

@@ -22,7 +22,6 @@ SIZE |= {"affine": False, "pool_norm": True}
 SIZES = {"chain": {"num_classes": 3}}  # of spaces that have other settings
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
 # Little is computed here, so most of the compiler's work would be lost.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 MAKERS = {
     **SPACES,
@@ -262,7 +261,7 @@ def compile_outputs(network):
         trained, changed = apply(train=True, mutable="batch_stats")
         return trained, changed["batch_stats"], apply()
 
-    return jax.jit(outputs, compiler_options=FAST)
+    return jax.jit(outputs)
 
 
 @every_supernet

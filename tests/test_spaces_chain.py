@@ -19,7 +19,6 @@ from jaxnas.spaces.chain import chain
 PLAIN = chain((8, 8, 1))
 LINKED = chain((8, 8, 2), channels=(4, 8), kernels=(1, 3), trunk=3, links=LINKS)
 EXAMPLE = "conv3x3-8+residual identity gelu+dense / identity dense-32"
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def shapes_of(network, image_shape, weights=None):
@@ -38,7 +37,7 @@ def samples(space, number, seed=0):
     def draw(key):
         return jax.vmap(space.sample)(jax.random.split(key, number))
 
-    return np.asarray(jax.jit(draw, compiler_options=FAST)(jax.random.key(seed)))
+    return np.asarray(jax.jit(draw)(jax.random.key(seed)))
 
 
 def layers_of(space):
@@ -252,7 +251,7 @@ def test_equal_keys_are_equal_networks(one, other):
     found = []
     for arch in archs:
         run = LINKED.network(arch).init_with_output
-        run = jax.jit(run, compiler_options=FAST)
+        run = jax.jit(run)
         found.append(run(jax.random.key(0), images))
     jax.tree.map(np.testing.assert_array_equal, *found)
 
@@ -299,7 +298,7 @@ def test_sizes_are_the_parameters_of_the_network(links):
     space = chain(shape, channels=(4, 6), kernels=(1, 3), links=links, trunk=5)
     archs = samples(space, 8)
     count = jax.vmap(partial(space.sizes, image_shape=shape, num_classes=7))
-    found, _ = jax.jit(count, compiler_options=FAST)(archs)
+    found, _ = jax.jit(count)(archs)
     assert len(np.unique(found)) > 4
     for arch, parameters in zip(archs, found, strict=True):
         network = space.network(arch, num_classes=7)

@@ -22,7 +22,6 @@ PAIR = multi_branch(blocks=2, branches=3)
 NONE, SKIP, MAX, AVG, CONV_1, CONV_3, SEP_3, SEP_5 = range(8)
 ADD, CONCAT = range(2)
 NOTHING = (NONE, NONE, NONE)
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def shapes_of(network, image_shape=(8, 8, 3)):
@@ -40,7 +39,7 @@ def draw_variables(network):
 
 def apply(network, variables, images, **kwargs):
     run = jax.jit(lambda variables: network.apply(variables, images, **kwargs))
-    return run.lower(variables).compile(FAST)(variables)
+    return run.lower(variables).compile()(variables)
 
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -353,7 +352,7 @@ def test_network_and_sizes_are_those_of_pytorch():
             )
             return network.apply(variables, images), trained
 
-        found = jax.jit(outputs, compiler_options=FAST)(variables)
+        found = jax.jit(outputs)(variables)
     inputs = torch.tensor(images.transpose(0, 3, 1, 2))
     with torch.no_grad(), counter.FlopCounterMode(display=False) as counted:
         tested = model.eval()(inputs).numpy()

@@ -18,7 +18,6 @@ from steps import (
     build,
     deviation,
     follow,
-    jit,
     linear,
     prepare,
     propose,
@@ -154,14 +153,14 @@ def test_what_is_given_reaches_the_task():
         )
     )
     proposal, state = propose(ARCH), plain.init(KEY)
-    _, alone = jit(plain.evaluate)(KEY, plain.data, state, proposal)
-    _, found = jit(evaluator.evaluate)(KEY, evaluator.data, state, proposal)
+    _, alone = jax.jit(plain.evaluate)(KEY, plain.data, state, proposal)
+    _, found = jax.jit(evaluator.evaluate)(KEY, evaluator.data, state, proposal)
     once, thrice = alone.metrics["train_loss"], found.metrics["train_loss"]
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
     # An argument of the step, not a constant in it.
     data = jax.tree.map(lambda x: x, evaluator.data)
     data[0].given["scale"] = jnp.float32(5)
-    _, found = jit(evaluator.evaluate)(KEY, data, state, proposal)
+    _, found = jax.jit(evaluator.evaluate)(KEY, data, state, proposal)
     np.testing.assert_allclose(found.metrics["train_loss"], 5 * once, rtol=1e-6)
 
 
@@ -175,7 +174,7 @@ def test_padding_changes_and_costs_nothing():
     evaluator = build(Linear(), count)
     state, proposal = evaluator.init(KEY), propose(ARCH)
     padding = proposal._replace(budget=jnp.zeros(1, jnp.int32))
-    run = jit(evaluator.evaluate)
+    run = jax.jit(evaluator.evaluate)
     after, feedback = jax.block_until_ready(run(KEY, evaluator.data, state, padding))
     jax.effects_barrier()
     assert not drawn
@@ -187,7 +186,7 @@ def test_padding_changes_and_costs_nothing():
 
     pair = jax.tree.map(lambda *x: jnp.stack(x), proposal, padding)
     states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    side_by_side = jit(jax.vmap(evaluator.evaluate, (None, None, 0, 0)))
+    side_by_side = jax.jit(jax.vmap(evaluator.evaluate, (None, None, 0, 0)))
     alone = run(KEY, evaluator.data, state, proposal)
     afters, both = side_by_side(KEY, evaluator.data, states, pair)
     jax.effects_barrier()

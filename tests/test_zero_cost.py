@@ -25,7 +25,6 @@ from jaxnas.spaces.nasbench201 import nasbench201
 from jaxnas.tasks import Batch
 from jaxnas.training import init_variables
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 N, CLASSES = 5, 3
 KEYS = jax.random.split(jax.random.key(0), 3)
 CELLS = nasbench201()
@@ -63,13 +62,13 @@ def of_cells():
     network = CELLS.network(**SIZE, **how)
     sees = {proxy.sees for proxy in PROXIES.values()}
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def draw(key, arch):
         image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
         choice = one_hot(arch, CELLS.num_choices)
         return init_variables(network, key, image, choice, train=True)
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def score(variables, arch, batch):
         choice = one_hot(arch, CELLS.num_choices)
         seen = look(Untrained(network, variables, choice, batch), sees)
@@ -144,7 +143,7 @@ def flow_of(network, variables, batch):
 def alone(see):
     """Sees the network of one architecture, in float64; its weights, what is seen."""
     network = CELLS.network(np.array(MIXED), **SIZE)
-    run = jax.jit(partial(see, network), compiler_options=FAST)
+    run = jax.jit(partial(see, network))
 
     def reference(variables, batch):
         with jax.enable_x64(True):
@@ -203,7 +202,7 @@ def test_networks_tell_what_their_relus_and_states_do():
     size = {**SIZE, "cells": 2}
     network = DARTS.network(np.array(DARTS.from_string(GENOTYPE)), **size)
 
-    @partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def tell(batch):
         variables = network.init(KEYS[0], batch.images)
         how = {"train": True, "mutable": ["batch_stats", "agreement"]}
@@ -362,7 +361,7 @@ def test_many_architectures_are_scored_as_each_is_alone():
     archs = jnp.stack([MIXED, MIXED, CUT, MIXED])
     proposal = Proposal(archs, jnp.array([1, 200, 1, 0]), jnp.full(4, -1))
     state = evaluator.init(KEYS[1])
-    run = jax.jit(evaluator.evaluate, compiler_options=FAST)
+    run = jax.jit(evaluator.evaluate)
     after, feedback = run(KEYS[2], evaluator.data, state, proposal)
     np.testing.assert_array_equal(after, state)
     assert set(feedback.metrics) == set(names)

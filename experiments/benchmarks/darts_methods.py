@@ -12,18 +12,17 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxnas.base import Evaluator, Strategy
+from jaxnas.base import Array, Evaluator, Strategy
 from jaxnas.evaluators.halves import ARCHITECTURE, WEIGHTS
 from jaxnas.evaluators.hypergradients import HYPERGRADIENTS, first_order, unrolled
 from jaxnas.evaluators.one_shot import one_shot
 from jaxnas.evaluators.supernet import supernet
 from jaxnas.spaces.darts import darts
-from jaxnas.strategies import STRATEGIES
+from jaxnas.strategies import STRATEGIES, SUPERNETS
 from jaxnas.tasks import Batch, classification
 from jaxnas.training import sgd
 
 REFERENCE = "darts, first_order"
-NETWORKS = {"gdas": {"single_path": True}, "pc_darts": {"partial": 4}}
 KS = (1, 2, 4, 8)
 
 
@@ -40,28 +39,8 @@ def rows() -> dict[str, tuple[str, str | None]]:
 class Step:
     """A compiled step of a search."""
 
-    def __init__(self, config: Any, images: np.ndarray, labels: np.ndarray, kind: str):
+    def __init__(self, strategy: Strategy, evaluator: Evaluator):
         """Initialises and compiles; `seconds` says how long the latter took."""
-        name, hypergradient = rows()[kind]
-        space, half = darts(), Batch(images, labels)
-        how = NETWORKS.get(name, {} if hypergradient else {"single_path": True})
-        size = {"channels": config.channels, "cells": config.method_cells}
-        network, strategy = space.network(**size, **how), STRATEGIES[name](space)
-        if hypergradient:
-            evaluator = make_supernet(config, network, half, hypergradient)
-        else:
-            evaluator = one_shot(
-                network,
-                space.num_choices,
-                classification(),
-                (half, half),
-                (
-                    lambda key, images: images / 127.5 - 1,
-                    lambda images: images / 127.5 - 1,
-                ),
-                tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(0.025, 0.9, 3e-4)),
-                batch_size=config.batch_size,
-            )
         self.key = jax.random.key(0)
         self.compiled, self.state, self.seconds = compile_step(strategy, evaluator)
         self.data = evaluator.data
@@ -75,6 +54,33 @@ class Step:
         assert np.isfinite(fitness).all()
 
 
+def make_row(config: Any, half: Batch, kind: str) -> Step:
+    """The step of a row."""
+    name, hypergradient = rows()[kind]
+    space = darts()
+    how = SUPERNETS.get(name, {} if hypergradient else {"single_path": True})
+    size = {"channels": config.channels, "cells": config.method_cells}
+    network, strategy = space.network(**size, **how), STRATEGIES[name](space)
+    if hypergradient:
+        evaluator = make_supernet(config, network, half, hypergradient)
+        return Step(strategy, evaluator)
+    evaluator = one_shot(
+        network,
+        space.num_choices,
+        classification(),
+        (half, half),
+        (lambda _, images: to_float(images), to_float),
+        tx=optax.chain(optax.clip_by_global_norm(5.0), sgd(0.025, 0.9, 3e-4)),
+        batch_size=config.batch_size,
+    )
+    return Step(strategy, evaluator)
+
+
+def to_float(images: Array) -> Array:
+    """uint8 -> float32 in [-1, 1]."""
+    return images / 127.5 - 1
+
+
 def make_supernet(
     config: Any, network: Any, half: Batch, hypergradient: str | Callable
 ) -> Evaluator:
@@ -83,7 +89,7 @@ def make_supernet(
         network,
         classification(),
         (half, half),
-        lambda key, images: images / 127.5 - 1,
+        lambda _, images: to_float(images),
         hypergradient=hypergradient,
         batch_size=config.batch_size,
     )
@@ -118,7 +124,8 @@ def memory_of(program: Any) -> float:
 
 def measure(config: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Compiles every row, then times their steps by turns."""
-    steps = {kind: Step(config, images, labels, kind) for kind in rows()}
+    half = Batch(images, labels)
+    steps = {kind: make_row(config, half, kind) for kind in rows()}
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for number in range(2 + config.repeats):
         for kind, step in steps.items():

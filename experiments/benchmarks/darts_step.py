@@ -35,10 +35,9 @@ import torch
 import torch_darts
 import tyro
 
-from jaxnas.evaluators.supernet import supernet
 from jaxnas.spaces.darts import darts
 from jaxnas.strategies.differentiable import differentiable
-from jaxnas.tasks import Batch, classification
+from jaxnas.tasks import Batch
 
 ORDERS = {"first_order": "first_order", "second_order": "exact"}
 
@@ -65,47 +64,13 @@ class Config:
     """Run a few steps of ours or theirs and print the process's peak memory."""
 
 
-class Ours:
-    """The search of jaxnas, compiled for a number of steps that is an argument."""
-
-    def __init__(self, config: Config, order: str):
-        """Initialises and compiles; `seconds` says how long the latter took."""
-        images, labels = examples(config, 2 * config.batch_size)
-        space, half = darts(), Batch(images, labels)
-        network = space.network(channels=config.channels, cells=config.cells)
-        evaluator = supernet(
-            network,
-            classification(),
-            (half, half),
-            lambda key, images: images / 127.5 - 1,
-            hypergradient=ORDERS[order],
-            batch_size=config.batch_size,
-        )
-        strategy = differentiable(space)
-        key = jax.random.key(0)
-        self.state = strategy.init(key), evaluator.init(key)
-        jax.block_until_ready(self.state)
-
-        def step(state, data):
-            strategy_state, evaluator_state = state
-            proposal = strategy.ask(key, 0, strategy_state)
-            evaluator_state, feedback = evaluator.evaluate(
-                key, data, evaluator_state, proposal
-            )
-            told = strategy.tell(key, 0, strategy_state, proposal, feedback)
-            return (told, evaluator_state), feedback.fitness
-
-        began = time.perf_counter()
-        self.data = evaluator.data
-        self.run = (
-            jax.jit(step, donate_argnums=0).lower(self.state, self.data).compile()
-        )
-        self.seconds = time.perf_counter() - began
-
-    def step(self) -> None:
-        """One step, until the device has finished it."""
-        self.state, loss = jax.block_until_ready(self.run(self.state, self.data))
-        assert np.isfinite(loss).all()
+def ours(config: Config, order: str) -> darts_methods.Step:
+    """The search of jaxnas, compiled."""
+    space = darts()
+    network = space.network(channels=config.channels, cells=config.cells)
+    half = Batch(*examples(config, 2 * config.batch_size))
+    evaluator = darts_methods.make_supernet(config, network, half, ORDERS[order])
+    return darts_methods.Step(differentiable(space), evaluator)
 
 
 class Theirs:
@@ -121,8 +86,9 @@ class Theirs:
         self.batch = pixels.to(device), torch.from_numpy(labels).long().to(device)
         self.run = torch_darts.make_step(model, order)
 
-    def step(self) -> None:
+    def step(self, number: int) -> None:
         """One step, until the device has finished it."""
+        del number  # the batch is always the same
         assert np.isfinite(self.run(self.batch, self.batch))
 
 
@@ -134,26 +100,27 @@ def examples(config: Config, number: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 10, number).astype(np.int32)
 
 
-def seconds(step: Callable[[], None]) -> float:
+def seconds(step: Callable[[int], None], number: int) -> float:
     """Times one call."""
     began = time.perf_counter()
-    step()
+    step(number)
     return time.perf_counter() - began
 
 
 def measure(config: Config, order: str) -> dict[str, Any]:
     """Builds both sides, then times their steps alternately."""
-    ours, theirs = Ours(config, order), Theirs(config, order)
-    for side in (ours, theirs):
-        for _ in range(2):  # the first steps allocate
-            side.step()
-    pairs = [(seconds(ours.step), seconds(theirs.step)) for _ in range(config.repeats)]
-    mine, other = (median(column) for column in zip(*pairs, strict=True))
+    sides = ours(config, order), Theirs(config, order)
+    pairs = [
+        [seconds(side.step, number) for side in sides]
+        for number in range(2 + config.repeats)
+    ]
+    # The first steps allocate.
+    mine, other = (median(column) for column in zip(*pairs[2:], strict=True))
     return {
         "jaxnas_seconds": mine,
         "torch_seconds": other,
         "ratio": mine / other,
-        "compile_seconds": ours.seconds,
+        "compile_seconds": sides[0].seconds,
         "jaxnas_peak_mb": peak(order, "ours"),
         "torch_peak_mb": peak(order, "theirs"),
     }
@@ -168,10 +135,10 @@ def peak(order: str, side: str) -> float:
 
 def print_peak(config: Config) -> None:
     """Prints what `peak` reads: of the GPU where there is one, else of the process."""
-    side = {"ours": Ours, "theirs": Theirs}[str(config.memory_of)]
+    side = {"ours": ours, "theirs": Theirs}[str(config.memory_of)]
     model = side(config, config.order or "first_order")
-    for _ in range(2):
-        model.step()
+    for number in range(2):
+        model.step(number)
     if jax.default_backend() == "cpu":
         # getrusage would count what this process was before exec: its parent.
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -9,6 +9,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxnas.base import Array, InputError, PyTree
+from jaxnas.data import batch_indices
 from jaxnas.tasks import Batch
 
 WEIGHTS, ARCHITECTURE = 0, 1  # which half, which stream of random numbers
@@ -26,6 +27,31 @@ def check_batch_size(halves: Sequence[Batch], batch_size: int) -> None:
             f"expected a batch size from 1 to {fewest}, half of the training data, "
             f"but got {batch_size}: choose one in this range"
         )
+
+
+def draw(
+    prepare: Callable[[Array, Array], Array],
+    batch_size: int,
+    halves: Sequence[Batch],
+    key: Array,
+    half: int,
+    step: Array,
+) -> Batch:
+    """Draws the batch of a step, always the same for the same key, half and step.
+
+    Args:
+      prepare: `(key, uint8[B, ...]) -> float32`.
+      batch_size: B.
+      halves: see above.
+      key: of both halves, the same one at every step.
+      half: which one.
+      step: int32[].
+    """
+    key_order, key_prepare = jax.random.split(jax.random.fold_in(key, half))
+    images, labels, given = halves[half]
+    index = batch_indices(key_order, step, len(labels), batch_size)
+    key_prepare = jax.random.fold_in(key_prepare, step)
+    return Batch(prepare(key_prepare, images[index]), labels[index], given)
 
 
 @custom_vmap

@@ -17,12 +17,12 @@ import numpy as np
 import optax
 
 from jaxnas.base import OK, Array, Evaluator, Feedback, InputError, Proposal, PyTree
-from jaxnas.data import batch_indices
 from jaxnas.evaluators.curvature import curvature
 from jaxnas.evaluators.halves import (
     ARCHITECTURE,
     WEIGHTS,
     check_batch_size,
+    draw,
     run_where,
 )
 from jaxnas.evaluators.hypergradients import HYPERGRADIENTS
@@ -78,8 +78,7 @@ def supernet(
       curvature_every: every so many steps `valid_curvature` is the largest eigenvalue
         of the loss in the logits, on the architecture's batch at the weights after
         the step, see `curvature.curvature`; NaN in between. 0: there is no such metric.
-      curvature_iterations: products with the Hessian for each; 16 were within 2 % for
-        random symmetric matrices of 30 and of 224 rows.
+      curvature_iterations: products with the Hessian for each.
 
     Raises:
       InputError: an unknown hypergradient; a batch below 1 or above a half; halves
@@ -89,14 +88,6 @@ def supernet(
     _check(halves, batch_size, curvature_every, curvature_iterations)
     tx = sgd(learning_rate, momentum, weight_decay)
     steps_per_epoch = len(halves[WEIGHTS].labels) // batch_size
-
-    def draw(data, key, half, step):
-        """The batch of a step, always the same for the same step."""
-        key_order, key_prepare = jax.random.split(jax.random.fold_in(key, half))
-        images, labels, _ = data[half]
-        index = batch_indices(key_order, step, len(labels), batch_size)
-        key_prepare = jax.random.fold_in(key_prepare, step)
-        return Batch(prepare(key_prepare, images[index]), labels[index])
 
     def init(key: Array) -> SupernetState:
         key_init, key_data = jax.random.split(key)
@@ -109,11 +100,11 @@ def supernet(
     def step(data: PyTree, state: SupernetState, weights: Array):
         """One step: the new `state.train`, metrics, d loss / d weights."""
         count = state.train.step
-        # What is given is no part of batches, which are stacked: it may be a network.
         loss_fn = partial(_loss, network, task, data[WEIGHTS].given)
 
         def draw_ahead(half: int, ahead: int) -> Batch:
-            return draw(data, state.key, half, count + ahead)
+            batch = draw(prepare, batch_size, data, state.key, half, count + ahead)
+            return batch._replace(given=())  # batches are stacked; it may be a network
 
         def measure(train: TrainState, weights: Array) -> Array:
             batch = draw_ahead(ARCHITECTURE, 0)

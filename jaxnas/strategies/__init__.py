@@ -1,6 +1,7 @@
 """Search algorithms as ask and tell; `STRATEGIES[name](space)` makes one."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxnas.base import Strategy
 from jaxnas.strategies.differentiable import differentiable
@@ -40,3 +41,9 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 
 NEED_GRADIENT = ("differentiable", "drnas", "gdas", "pc_darts", "snas")
 """Those of them that need `Feedback.grad`, which a supernet gives."""
+
+SUPERNETS: dict[str, dict[str, Any]] = {
+    "gdas": {"single_path": True},
+    "pc_darts": {"partial": 4},
+}
+"""What `space.network` takes for the supernet of those that have one of their own."""
