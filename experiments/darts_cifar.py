@@ -105,7 +105,7 @@ def main(config: Config) -> None:
     dataset = load(config)
     check(config, dataset)
     config = replace(config, dataset=dataset.name)
-    cli.run_or_show(config, tuple(SEARCH), partial(work, config, dataset))
+    cli.run_or_show(config, tuple(SEARCH), lambda run: work(config, dataset, run))
 
 
 def check(config: Config, dataset: data.Dataset) -> None:

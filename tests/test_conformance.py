@@ -32,6 +32,7 @@ PAIRS = [
 ]
 # By module: tests of the same two members follow each other and share programs.
 every_pair = pytest.mark.parametrize(("space_name", "name"), PAIRS, scope="module")
+DESCENDS = (*NEED_GRADIENT, "enas", "reinforce")
 # Three more programs a pair.
 some_pairs = pytest.mark.parametrize(
     ("space_name", "name"),
@@ -142,7 +143,7 @@ def assert_valid(space: SearchSpace, archs):
 
 
 def assert_trees_close(found, expected):
-    """For descent on reals, whose last bit XLA rounds by the length of a vector."""
+    """For descent on reals, whose last bit XLA rounds by the program around it."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     for one, other in pairs:
@@ -225,8 +226,10 @@ def test_scans_agree_and_trace_once(space_name, name, tmp_path):
     assert checkpoints.latest() == CHUNK
     resumed = run(given, chunked_scan(CHUNK, checkpoints))
 
-    for found in (by_host, by_chunk, resumed):
-        assert_trees_equal(found[:2], expected[:2])
+    same = assert_trees_close if name in DESCENDS else assert_trees_equal
+    for found in (by_host, by_chunk):
+        same(found[:2], expected[:2])
+    assert_trees_equal(resumed[:2], by_chunk[:2])
     for found in (expected, by_host):
         assert found.traced == ["ask", "tell"]
     for found in (by_chunk, resumed):

@@ -302,7 +302,7 @@ def test_curvature_is_measured_where_it_is_asked_for(
         early_stopping=bool(early_stopping),
         curvature_every=asked,
     )
-    assert darts_cifar.make_strategy(config, darts(), 60, 721)[1] == every
+    assert darts_cifar.guarded(config, darts(), 60, 721)[1] == every
 
 
 def test_teacher_is_the_trained_network(whole, tmp_path, darts_cifar, monkeypatch):

@@ -129,7 +129,9 @@ def test_run_leaves_everything_in_its_folder(run, flags, tmp_path):
 
     again = run(*flags, *TWO)
     assert (again[0], again[2]) == (0, "")
-    assert out[-len(again[1]) :] == again[1]
+    told, *shown = again[1]
+    assert told == "this run is finished; its result:"
+    assert out[-len(shown) :] == shown
 
 
 def test_results_are_those_of_the_searches(run, flags, tmp_path):
