@@ -52,12 +52,12 @@ class Config(CellConfig):
 
 PRESETS = {
     "quick": Config(
-        image_size=16,
+        image_size=8,
         channels=8,
-        cells=1,
-        steps=1000,
-        arch_learning_rate=1e-2,
-        curvature_every=20,
+        cells=3,
+        steps=3000,
+        arch_learning_rate=1e-3,
+        curvature_every=50,
         chunk=100,
     ),
     "paper": Config(),
