@@ -70,8 +70,11 @@ def load_table(config: CellConfig) -> Table:
     """Reads the benchmark.
 
     Raises:
-      InputError: it is of another space, or in part, or has no such column.
+      InputError: it is of another space, or in part, or has no such column; the dataset
+        is `auto`, which is not always the same.
     """
+    if config.dataset == "auto":
+        raise InputError("expected a --dataset by its name, but got auto: give cifar10")
     table = benchmarks.load(config.benchmark)
     whole = table.space == "nasbench201" and len(table.archs) == NUM_CELLS
     if not whole or config.column not in table.columns:

@@ -25,7 +25,7 @@ from cell_table import CellConfig, Cells, Images, load_table, make_supernet
 from relaxed_methods import make_strategy
 
 from jaxnas import cli, data, plots, runs
-from jaxnas.base import Array, Log, Strategy
+from jaxnas.base import Array, InputError, Log, Strategy
 from jaxnas.encoding import is_skip
 from jaxnas.search import search
 from jaxnas.spaces.nasbench201 import nasbench201
@@ -81,6 +81,13 @@ def main(config: Config) -> None:
         "seed": (0, 2**32 - 1),
     }
     cli.check_ranges(config, ranges)
+    measurements = config.steps // config.curvature_every
+    if measurements < 2 * config.window:
+        raise InputError(
+            f"expected {2 * config.window} measurements or more, of which early "
+            f"stopping needs two windows, but got {measurements}: ask for more "
+            "--steps, a smaller --window or --curvature-every"
+        )
     cli.run_or_show(config, SEARCH, partial(work, config, dataset, cells), show)
 
 
@@ -106,11 +113,12 @@ def work(
             row = {"cell": space.to_string(arch), "skips": skips}
             found[guard].append(row | {"accuracy": cells.worth(arch)})
         found["early_stopping"][-1]["step"] = step
-        for name, curve in trace(cells, log).items():
+        for name, curve in trace(config, cells, log).items():
             panels.setdefault(name, {})[f"seed {seed}"] = curve
     figure = plots.plot_curves(panels, xlabel="step", title="DARTS", smooth=False)
     plots.save(figure, run.path("collapse.png"))
-    return {"best_in_table": float(cells.accuracies.max()), "guards": found}
+    best = float(cells.accuracies.max())
+    return {"column": config.column, "best_in_table": best, "guards": found}
 
 
 def watch(
@@ -165,7 +173,9 @@ def stop(config: Config, log: Log) -> int | None:
     return int(state.inner) if state.stopped else None
 
 
-def trace(cells: Cells, log: Log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def trace(
+    config: Config, cells: Cells, log: Log
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The curves of a search: skips, eigenvalue, what the cell is worth."""
     curvature = log.feedback.metrics["valid_curvature"][:, 0]
     steps = np.flatnonzero(np.isfinite(curvature))
@@ -175,7 +185,7 @@ def trace(cells: Cells, log: Log) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {
         "skip connections of 6 edges": (steps, np.asarray(skips)),
         "largest eigenvalue": (steps, curvature[steps]),
-        "accuracy in the table (%)": (steps, np.array([*map(cells.worth, found)])),
+        f"{config.column} (%)": (steps, np.array([*map(cells.worth, found)])),
     }
 
 
@@ -183,7 +193,7 @@ def show(result: dict[str, Any]) -> None:
     """Prints the table."""
     title = f"DARTS on NAS-Bench-201, best cell {result['best_in_table']:.2f} %"
     table = rich.table.Table(title=title)
-    for name in ("guard", "skips of 6", "test accuracy %", "mean"):
+    for name in ("guard", "skips of 6", f"{result['column']} %", "mean", "stopped at"):
         table.add_column(name)
     for guard, rows in result["guards"].items():
         accuracies = [row["accuracy"] for row in rows]
@@ -192,6 +202,11 @@ def show(result: dict[str, Any]) -> None:
             " ".join(str(row["skips"]) for row in rows),
             " ".join(f"{value:.2f}" for value in accuracies),
             f"{np.mean(accuracies):.2f}",
+            " ".join(
+                "-" if row["step"] is None else str(row["step"])
+                for row in rows
+                if "step" in row
+            ),
         )
     rich.console.Console().print(table)
 

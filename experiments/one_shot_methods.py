@@ -79,9 +79,9 @@ def run_method(
             scores.append(score(config, problem, name, weights))
         run.clock(None)
     skips = [int(is_skip(arch, problem.table.space.cells).sum()) for arch in archs]
-    spent = {"searching": 0.0, "scoring": 0.0}  # over all starts, without compiling
+    spent = {"searching": 0.0, "scoring": 0.0}  # over all starts
     for phase, seconds in run.seconds.items():
-        if phase.startswith(f"{name}_"):
+        if phase.startswith((f"{name}_", training_of(name))):
             spent["scoring" if phase.endswith("_scoring") else "searching"] += seconds
     return {
         "archs": archs,
@@ -90,6 +90,11 @@ def run_method(
         "seconds": spent["searching"] / config.seeds,
         "scoring_seconds": spent["scoring"] / config.seeds,
     }
+
+
+def training_of(name: str) -> str:
+    """The phase that trains a method's weights: one for all that draw uniformly."""
+    return "uniform" if name in ("single_path", "random_sharing") else name
 
 
 def summarise(log: Log) -> dict[str, Any]:
@@ -142,7 +147,8 @@ def run_single_path(
         controller_learning_rate=config.controller_learning_rate,
     )
     steps = found.train.num_steps
-    with cli.phase(run, phase, steps, config.chunk, summarise) as scan:
+    training = phase.replace(name, training_of(name))
+    with cli.phase(run, training, steps, config.chunk, summarise) as scan:
         states, _ = search(key, *found.train, scan)
     # Random numbers follow from the key and the number of the step.
     fold = partial(jax.random.fold_in, data=1)

@@ -164,10 +164,15 @@ def test_batch_size_out_of_range_is_one_line(batch_size):
 # Augmentation
 
 
-def test_augmentations_cover_the_datasets_and_stay_in_proportion():
-    assert set(data.AUGMENTATIONS) == set(data.DATASETS) - {"auto"}
-    assert data.AUGMENTATIONS["cifar10"] == data.Augmentation(4, True, 16)
-    assert data.AUGMENTATIONS["digits"] == data.Augmentation(1, False, 4)
+def test_augmentation_is_that_of_cifar10_in_proportion_to_the_image():
+    assert set(data.FLIPPED) < set(data.DATASETS)
+    for name, side, expected in (
+        ("cifar10", 32, (4, True, 16)),
+        ("cifar10", 8, (1, True, 4)),  # resized
+        ("fashion_mnist", 28, (3, True, 14)),
+        ("digits", 8, (1, False, 4)),
+    ):
+        assert data.augmentation_of(name, (side, side, 1)) == expected
 
 
 def test_no_augmentation_changes_nothing():

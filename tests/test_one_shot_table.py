@@ -125,6 +125,8 @@ def test_failed_scores_rank_last(load):
         ("--steps 0", "--steps of 1 or more"),
         ("--architectures 2", "--architectures from 3"),
         ("--methods nas", "nas"),
+        ("--dataset auto", "--dataset by its name"),
+        ("--image-size 0", "image size"),
     ],
 )
 def test_wrong_flags_are_refused(load, monkeypatch, table, tmp_path, flags, says):
@@ -158,11 +160,12 @@ def test_collapse_is_watched_and_guarded(shared, table, tmp_path):
     assert (tmp_path / "run" / "collapse.png").stat().st_size > 10_000
 
 
-def test_table_that_is_not_there_is_one_line(load, monkeypatch, capsys, tmp_path):
+def test_collapse_refuses_what_cannot_work(load, monkeypatch, capsys, tmp_path, table):
     run = run_here(load("darts_collapse"), monkeypatch, capsys)
-    missing = tmp_path / "no.npz"
-    outcome = run("--benchmark", missing, "--workdir", tmp_path / "run")
-    assert_refused(outcome, "no.npz")
+    given = *TINY.split(), "--workdir", tmp_path / "run"
+    assert_refused(run("--benchmark", tmp_path / "no.npz", *given), "no.npz")
+    few = run("--benchmark", table, *given, "--curvature-every", 1, "--window", 3)
+    assert_refused(few, "6 measurements", "got 4")
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])

@@ -2,7 +2,7 @@
 
 from jaxnas.data.datasets import DATASETS, Dataset, load
 from jaxnas.data.pipeline import (
-    AUGMENTATIONS,
+    FLIPPED,
     Augmentation,
     augment,
     augmentation_of,
@@ -13,8 +13,8 @@ from jaxnas.data.pipeline import (
 )
 
 __all__ = [
-    "AUGMENTATIONS",
     "DATASETS",
+    "FLIPPED",
     "Augmentation",
     "Dataset",
     "augment",

@@ -23,24 +23,19 @@ class Augmentation(NamedTuple):
     cutout: int  # pixels, the side of the square that is cut out; 0 = none
 
 
-AUGMENTATIONS = {
-    "cifar10": Augmentation(pad=4, flip=True, cutout=16),
-    "mnist": Augmentation(pad=3, flip=False, cutout=14),
-    "fashion_mnist": Augmentation(pad=3, flip=True, cutout=14),
-    "digits": Augmentation(pad=1, flip=False, cutout=4),
-}
-"""The usual augmentation of CIFAR-10, and in proportion to the image elsewhere."""
+FLIPPED = ("cifar10", "fashion_mnist")
+"""Datasets whose images may be mirrored."""
 
 
 def augmentation_of(name: str, image_shape: tuple[int, ...]) -> Augmentation:
-    """The augmentation of a dataset; of one's own, crops and cutouts in proportion.
+    """The usual augmentation of CIFAR-10, in proportion to the image elsewhere.
 
     Args:
       name: of the dataset.
       image_shape: (height, width, channels).
     """
     side = min(image_shape[:2])
-    return AUGMENTATIONS.get(name, Augmentation(side // 8, False, side // 2))
+    return Augmentation(pad=side // 8, flip=name in FLIPPED, cutout=side // 2)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
