@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from relaxed_methods import supernet_of, weights_schedule
+from relaxed_methods import supernet_settings, weights_schedule
 from retraining import prepare
 
 from jaxnas import benchmarks, data
@@ -91,7 +91,7 @@ def load_table(config: CellConfig) -> Table:
     return table
 
 
-class Cells(NamedTuple):
+class CellTable(NamedTuple):
     """The cells of the table, and what they are worth on CIFAR-10."""
 
     space: SearchSpace
@@ -99,7 +99,7 @@ class Cells(NamedTuple):
     accuracies: np.ndarray  # float[A], in percent
 
     @classmethod
-    def of(cls, table: Table, column: str) -> "Cells":
+    def of(cls, table: Table, column: str) -> "CellTable":
         """Takes a column of the table."""
         values = np.asarray(table.columns[column])
         values = values[:, table.datasets.index("cifar10")]
@@ -136,7 +136,7 @@ def make_supernet(
 ) -> Evaluator:
     """The evaluator of a relaxed method."""
     return supernet(
-        network_of(config, images, **supernet_of(method)),
+        network_of(config, images, **supernet_settings(method)),
         classification(),
         images.halves,
         images.prepare[0],

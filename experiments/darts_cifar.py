@@ -43,7 +43,7 @@ from relaxed_methods import (
     PARTS,
     SAMPLED,
     make_strategy,
-    supernet_of,
+    supernet_settings,
     weights_schedule,
 )
 from retraining import draw_curves, prepare
@@ -172,7 +172,7 @@ def search_cell(
             channels=config.search_channels,
             cells=config.search_cells,
             num_classes=len(dataset.class_names),
-            **supernet_of(config.method),
+            **supernet_settings(config.method),
         ),
         classification(),
         (Batch(*first), Batch(*second)),

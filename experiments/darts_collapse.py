@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-from cell_table import CellConfig, Cells, Images, load_table, make_supernet
+from cell_table import CellConfig, CellTable, Images, load_table, make_supernet
 from relaxed_methods import make_strategy
 
 from jaxnas import cli, data, plots, runs
@@ -68,7 +68,7 @@ GUARDS = ("none", "early_stopping", "max_skips")
 
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
-    cells = Cells.of(load_table(config), config.column)
+    cells = CellTable.of(load_table(config), config.column)
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
     counts = "seeds", "channels", "cells", "steps", "curvature_every", "window", "chunk"
     ranges = {
@@ -92,7 +92,7 @@ def main(config: Config) -> None:
 
 
 def work(
-    config: Config, dataset: data.Dataset, cells: Cells, run: runs.Run
+    config: Config, dataset: data.Dataset, cells: CellTable, run: runs.Run
 ) -> dict[str, Any]:
     """Searches with every seed; draws; returns what result.json says."""
     space = cells.space
@@ -174,7 +174,7 @@ def stop(config: Config, log: Log) -> int | None:
 
 
 def trace(
-    config: Config, cells: Cells, log: Log
+    config: Config, cells: CellTable, log: Log
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The curves of a search: skips, eigenvalue, what the cell is worth."""
     curvature = log.feedback.metrics["valid_curvature"][:, 0]

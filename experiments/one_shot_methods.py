@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from cell_table import Cells, Images, in_blocks, make_supernet, network_of
+from cell_table import CellTable, Images, in_blocks, make_supernet, network_of
 from one_shot_phases import METHODS as SINGLE_PATH
 from one_shot_phases import phases
 from relaxed_methods import METHODS as RELAXED
-from relaxed_methods import make_strategy, supernet_of, weights_schedule
+from relaxed_methods import make_strategy, supernet_settings, weights_schedule
 
 from jaxnas import cli, data, runs
 from jaxnas.base import Array, Log, PyTree, Table
@@ -30,7 +30,7 @@ BLOCK = 20  # cells that are scored by one call
 class Problem(NamedTuple):
     """What all methods are given."""
 
-    table: Cells
+    cells: CellTable
     images: Images
     whole: data.Dataset  # in full size, that proxies look at
     scored: np.ndarray  # int32[N, D], cells
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
     ) -> "Problem":
         """Splits the data and draws the cells to score, each once."""
         key, key_split = jax.random.split(jax.random.key(config.seed))
-        cells = Cells.of(table, config.column)
+        cells = CellTable.of(table, config.column)
         drawn = np.random.default_rng(config.seed).permutation(len(cells.archs))
         drawn = drawn[: config.architectures]
         images = Images.of(dataset, key_split)
@@ -78,7 +78,7 @@ def run_method(
             weights = jax.tree.map(lambda x, i=i: x[i], found.weights)
             scores.append(score(config, problem, name, weights))
         run.clock(None)
-    skips = [int(is_skip(arch, problem.table.space.cells).sum()) for arch in archs]
+    skips = [int(is_skip(arch, problem.cells.space.cells).sum()) for arch in archs]
     spent = {"searching": 0.0, "scoring": 0.0}  # over all starts
     for phase, seconds in run.seconds.items():
         if phase.startswith((f"{name}_", training_of(name))):
@@ -116,7 +116,7 @@ def run_relaxed(
     """Searches with a relaxed architecture."""
     evaluator = make_supernet(config, problem.images, name)
     rate = config.arch_learning_rate
-    space = problem.table.space
+    space = problem.cells.space
     strategy = make_strategy(name, space, config.steps, learning_rate=rate)
     with cli.phase(run, phase, config.steps, config.chunk, summarise) as scan:
         (state, trained), log = search(key, strategy, evaluator, config.steps, scan)
@@ -132,7 +132,7 @@ def run_single_path(
     images = problem.images
     found = phases(
         name,
-        problem.table.space,
+        problem.cells.space,
         network_of(config, images, single_path=True),
         classification(),
         images.halves,
@@ -166,12 +166,12 @@ def score(config: Any, problem: Problem, name: str, weights: PyTree) -> np.ndarr
 
     Each edge counts for one, that of PC-DARTS too, whose shares of a node are left out.
     """
-    how = supernet_of(name) if name in RELAXED else {}
+    how = supernet_settings(name) if name in RELAXED else {}
     if "partial" not in how:
         how = {"single_path": True}
     evaluator = one_shot(
         network_of(config, problem.images, **how),
-        problem.table.space.num_choices,
+        problem.cells.space.num_choices,
         classification(),
         problem.images.halves,
         problem.images.prepare,

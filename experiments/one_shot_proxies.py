@@ -23,7 +23,7 @@ def run_proxies(config: Any, problem: Any, run: runs.Run) -> dict[str, Any]:
     """Scores the cells, untrained: float[N] of each proxy, seconds of each cell."""
     dataset, cells = problem.whole, problem.scored
     evaluator = zero_cost(
-        problem.table.space,
+        problem.cells.space,
         Batch(dataset.train_images, dataset.train_labels),
         prepare(dataset)[1],
         num_classes=len(dataset.class_names),

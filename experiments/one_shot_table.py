@@ -151,7 +151,7 @@ def work(config: Config, problem: Problem, run: runs.Run) -> dict[str, Any]:
     return {
         "architectures": config.architectures,
         "column": config.column,
-        "best_in_table": float(problem.table.accuracies.max()),
+        "best_in_table": float(problem.cells.accuracies.max()),
         "setting": f"{config.channels} channels, {config.cells} cells a stage, "
         f"{pixels}x{pixels} pixels, {config.steps} steps of {config.batch_size}, "
         f"{config.seeds} seeds",
@@ -181,12 +181,12 @@ def as_floats(values: Any) -> np.ndarray:
 def summary_of(problem: Problem, found: dict[str, Any], scores: Any) -> dict[str, Any]:
     """What a method found over its seeds, and how well it ranks."""
     archs = [np.array(arch) for arch in found["archs"]]
-    accuracies = [problem.table.worth(arch) for arch in archs]
+    accuracies = [problem.cells.worth(arch) for arch in archs]
     return {
         "accuracy": float(np.mean(accuracies)),
         "deviation": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
         "accuracies": accuracies,
-        "cells": [problem.table.space.to_string(arch) for arch in archs],
+        "cells": [problem.cells.space.to_string(arch) for arch in archs],
         "skips": float(np.mean(found["skips"])),
         **correlate(scores, problem.accuracies)._asdict(),
         "seconds": found["seconds"],

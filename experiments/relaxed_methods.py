@@ -21,7 +21,7 @@ PARTS = SUPERNETS["pc_darts"]["partial"]
 """Operations of PC-DARTS see one channel in so many."""
 
 
-def supernet_of(method: str) -> dict[str, Any]:
+def supernet_settings(method: str) -> dict[str, Any]:
     """What `space.network` takes for the supernet of a method."""
     return SUPERNETS.get(METHODS[method], {})
 

@@ -9,8 +9,9 @@ import pytest
 
 from jaxnas.base import SearchSpace
 
-# At these sizes compiling is what takes time: three fifths of it with fewer
-# optimisations and without the code generator of fusions. Processes inherit it.
+# At these sizes compiling is what takes time; with fewer optimisations and without the
+# generator of fusions it takes three fifths as long. Processes inherit it. XLA ends a
+# process whose flags it does not know: jaxlib 0.10.2 and 0.11.2 have both.
 LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
 

@@ -14,8 +14,6 @@ from jaxnas.nn.cell import Cell
 from jaxnas.nn.graph import Edge
 from jaxnas.tasks import Batch, classification
 
-# Half of the time to compile; nothing here runs for long.
-
 # The default initialiser is slow to compile.
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.lecun_uniform())
 

@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/convolution.py
 
+XLA computes a convolution inside a loop, where searches run, far slower than outside.
 Both sides take turns in one process; it prints medians and their ratio.
 """
 

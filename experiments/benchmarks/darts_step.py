@@ -52,15 +52,15 @@ class Config:
     image_size: int = 32
     repeats: int = 7
     """Steps of each side that are timed, alternately."""
-    order: str | None = None
-    """first_order or second_order; both by default."""
+    order: Literal["first_order", "second_order"] | None = None
+    """Both by default."""
     part: Literal["torch", "methods", "unrolled"] = "torch"
     """Beside PyTorch; all methods beside each other; the memory of unrolled steps."""
     method_cells: int = 3
     """Cells of the last two parts."""
     output: Path | None = None
     """Where the figures go as JSON."""
-    memory_of: str | None = None
+    memory_of: Literal["ours", "theirs"] | None = None
     """Run a few steps of ours or theirs and print the process's peak memory."""
 
 

@@ -42,7 +42,7 @@ def draw(
     Args:
       prepare: `(key, uint8[B, ...]) -> float32`.
       batch_size: B.
-      halves: see above.
+      halves: images uint8[N, H, W, colours], labels int32[N] and what is given.
       key: of both halves, the same one at every step.
       half: which one.
       step: int32[].

@@ -1,7 +1,8 @@
 """Ordinary convolutions that stay fast inside loops.
 
 Inside a loop (`scan`, `while`) XLA computes a convolution on a CPU by plain nested
-loops, 10 to 40 times slower than outside. A product of matrices has no such trouble.
+loops, 8 to 24 times slower than what is here (BUILD.md). A product of matrices has no
+such trouble.
 So there, rows of pixels are multiplied by a band matrix of the kernel: it has zeros
 where a pixel is out of reach, but the windows that overlap along a row need no copies,
 and the product is wider than the channels. With a stride, patches are multiplied.
