@@ -1,5 +1,6 @@
 """A search step of each method and hypergradient, beside first-order DARTS."""
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -125,7 +126,10 @@ def memory_of(program: Any) -> float:
 def measure(config: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Compiles every row, then times their steps by turns."""
     half = Batch(images, labels)
-    steps = {kind: make_row(config, half, kind) for kind in rows()}
+    steps = {}
+    for kind in rows():
+        steps[kind] = make_row(config, half, kind)
+        print(f"{kind}: compiled in {steps[kind].seconds:.0f} s", file=sys.stderr)
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for number in range(2 + config.repeats):
         for kind, step in steps.items():
@@ -169,6 +173,7 @@ def measure_unrolled(
             hypergradient = partial(function, num_steps=k)
             evaluator = make_supernet(config, network, half, hypergradient)
             found[way][k] = memory_of(compile_step(strategy, evaluator)[0])
+            print(f"{way}, K = {k}: {found[way][k]:.0f} MB", file=sys.stderr)
     return found
 
 
