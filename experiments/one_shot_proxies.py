@@ -50,10 +50,11 @@ def run_proxies(config: Any, problem: Any, run: runs.Run) -> dict[str, Any]:
         for feedback in in_blocks(ask, cells, BLOCK):
             for name, values in found.items():
                 values.append(feedback.metrics[name])
-            if not done:
+            first, done = not done, done + len(feedback.fitness)
+            if first:  # its time says nothing of the others'
                 progress.compiled()
-            done += len(feedback.fitness)
-            progress.update(done)
+            else:
+                progress.update(done)
             now = time.monotonic()
             seconds.append((now - began) / len(feedback.fitness))
             began = now
