@@ -75,6 +75,11 @@ def load_table(config: CellConfig) -> Table:
     """
     if config.dataset == "auto":
         raise InputError("expected a --dataset by its name, but got auto: give cifar10")
+    if not config.benchmark.exists():
+        raise InputError(
+            f"expected the table of NAS-Bench-201, but there is no {config.benchmark}: "
+            "make it with python -m jaxnas.converters, or give another --benchmark"
+        )
     table = benchmarks.load(config.benchmark)
     whole = table.space == "nasbench201" and len(table.archs) == NUM_CELLS
     if not whole or config.column not in table.columns:

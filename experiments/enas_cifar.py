@@ -73,7 +73,7 @@ class Config(SearchConfig):
     """Likewise of the retraining."""
 
     samples: int = 1000
-    """Architectures that are ranked with the trained weights."""
+    """Architectures that are ranked with the trained weights, in whole batches."""
     rank_batch: int = 10
     """How many of them a step."""
     score_batches: int = 10
