@@ -39,13 +39,13 @@ from jaxnas.evaluators.population import population
 from jaxnas.evaluators.standalone import standalone
 from jaxnas.search import chunked_scan, search
 from jaxnas.spaces import SPACES
-from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, NEED_OBJECTIVES, STRATEGIES
 from jaxnas.tasks import Batch, classification
 from jaxnas.training import sgd
 
 EVALUATORS = {"population": population, "standalone": standalone}
-# Those that need a supernet, or whose next proposal follows from the last answer.
-NOT_HERE = (*NEED_GRADIENT, "enas", "local_search")
+# Those that need a supernet or objectives, or whose next proposal follows from the last answer.
+NOT_HERE = (*NEED_GRADIENT, *NEED_OBJECTIVES, "enas", "local_search")
 
 
 @dataclass(frozen=True)

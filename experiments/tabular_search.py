@@ -39,7 +39,7 @@ from jaxnas.evaluators.tabular import tabular
 from jaxnas.incumbents import SLACK, cut, follow
 from jaxnas.search import search
 from jaxnas.spaces import space_of
-from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, NEED_OBJECTIVES, STRATEGIES
 from jaxnas.strategies.policies import POLICIES
 
 
@@ -81,7 +81,7 @@ class Config:
 
 
 PRESETS = {"quick": Config(seeds=100), "paper": Config(seeds=500)}
-NOT_HERE = (*NEED_GRADIENT, "enas")  # need a supernet
+NOT_HERE = (*NEED_GRADIENT, *NEED_OBJECTIVES, "enas")  # or need a supernet
 MOST_CALLS = 1000  # of one compiled program, until its queries are spent
 
 

@@ -58,8 +58,28 @@ class Cells(NamedTuple):
 
     # D entries, the node that the edge enters; each cell has numbers of its own
     targets: tuple[int, ...]
+    # D entries, the node that it leaves, of those numbers; below all: an input
+    sources: tuple[int, ...]
     op_names: tuple[str, ...]  # K entries; "none" and "skip_connect" among them
     reduction: tuple[bool, ...]  # D entries, whether the cell is the reduction cell
+
+
+class Graph(NamedTuple):
+    """An architecture as C directed acyclic graphs whose V vertices are operations.
+
+    Vertices are in topological order, the first the input and the last the output,
+    which are no operations.
+    """
+
+    ops: Array  # float32[C, V, O], one-hot; zeros: the vertex does nothing
+    edges: Array  # float32[C, V, V], 1 from the row's vertex to the column's
+
+
+class Graphs(NamedTuple):
+    """How the architectures of a space are graphs."""
+
+    of: Callable[[Array], Graph]  # int32[D] -> its graph
+    longest: int  # most operations on a way from the input to the output
 
 
 class SearchSpace(NamedTuple):
@@ -86,6 +106,9 @@ class SearchSpace(NamedTuple):
     # float32[]; traceable by the architecture. None: the space does not know them.
     sizes: Callable[..., tuple[Array, Array]] | None = None
     cells: Cells | None = None  # None: decisions are something else
+    graphs: Graphs | None = None  # None: the space does not say
+    # D entries, the choice that leaves a decision out: none, or what changes nothing.
+    empty: tuple[int, ...] | None = None  # None: there is no such architecture
 
 
 class Strategy(NamedTuple):
@@ -111,6 +134,27 @@ class Evaluator(NamedTuple):
     data: PyTree
     init: Callable[[Array], PyTree]  # key -> state; () for a table
     evaluate: Callable[[Array, PyTree, PyTree, Proposal], tuple[PyTree, Feedback]]
+
+
+class History(NamedTuple):
+    """Architectures that were evaluated; its capacity N never changes."""
+
+    arch: Array  # int32[N, D]
+    fitness: Array  # float32[N], higher is better
+    known: Array  # bool[N], false: nobody yet, or a failure
+
+
+class Surrogate(NamedTuple):
+    """A model of fitness by architecture, with how sure it is.
+
+    `fit` goes on from a state where that makes it cheaper. What is predicted is in the
+    unit of the fitness; deviations are those of the fitness without noise.
+    """
+
+    init: Callable[[Array, History], PyTree]  # key, history -> state of its capacity
+    fit: Callable[[Array, PyTree, History], PyTree]  # key, state, history -> state
+    predict: Callable[[PyTree, Array], tuple[Array, Array]]  # int32[M, D] -> mean, sd
+    sample: Callable[[Array, PyTree, Array], Array]  # key -> a joint draw float32[M]
 
 
 class Table(NamedTuple):

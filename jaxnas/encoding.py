@@ -1,13 +1,152 @@
 """Architectures as numbers that models, gradients and tables can use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxnas.base import Array, Cells
+from jaxnas.base import Array, Cells, Graph, Graphs, InputError, SearchSpace
 
 WORD = 2**32
+MOST_PATHS = 1024  # features of a path encoding: the longest are left out
+ENCODINGS = ("one_hot", "adjacency", "path")
+
+
+def encoder(
+    space: SearchSpace, encoding: str | None = None
+) -> Callable[[Array], Array]:
+    """Makes what turns one architecture into features, float32[F]; traceable.
+
+    `one_hot`: a feature for each choice of each decision; it takes relaxed
+    architectures float32[D, K] too. `adjacency`: whether each edge of the graph is
+    there, and what its vertices do. `path`: whether there is a way from the input to
+    the output on which these operations follow each other (White et al. 2021,
+    arXiv:1910.11858); short sequences come first, and no more than `MOST_PATHS`.
+    By default `path` where the space has graphs, else `one_hot`.
+
+    Raises:
+      InputError: there is no such encoding, or the space has no graphs to encode.
+    """
+    if encoding is None:
+        encoding = "one_hot" if space.graphs is None else "path"
+    if encoding not in ENCODINGS:
+        raise InputError(
+            f"expected an encoding of {', '.join(ENCODINGS)}, but got {encoding}: "
+            "choose one of these"
+        )
+    if encoding == "one_hot":
+        return lambda arch: _relaxed(arch, space.num_choices).ravel()
+    if space.graphs is None:
+        raise InputError(
+            f"expected a space whose architectures are graphs for the {encoding} "
+            f"encoding, but got {space.name}: choose one_hot"
+        )
+    graphs = space.graphs
+    if encoding == "adjacency":
+        return lambda arch: adjacency(graphs.of(arch))
+    return lambda arch: paths(graphs.of(arch), graphs.longest)
+
+
+def _relaxed(arch, num_choices):
+    return (
+        arch if jnp.issubdtype(arch.dtype, jnp.floating) else one_hot(arch, num_choices)
+    )
+
+
+def adjacency(graph: Graph) -> Array:
+    """The upper triangles of the edges and all operations: float32[F]."""
+    rows, columns = np.triu_indices(graph.edges.shape[-1], 1)
+    return jnp.concatenate(
+        [graph.edges[:, rows, columns].ravel(), graph.ops[:, 1:-1].ravel()]
+    )
+
+
+def paths(graph: Graph, longest: int) -> Array:
+    """Which sequences of operations lead from an input to an output: float32[F].
+
+    Features go cell by cell, and there by length: sequences of 0 operations, of 1, and
+    so on, each as many as O to the power of the length.
+    """
+    num_ops = graph.ops.shape[-1]
+    sums = np.cumsum([num_ops**length for length in range(longest + 1)])
+    kept = len([*takewhile(lambda so_far: so_far <= MOST_PATHS, sums.tolist())])
+
+    def of_cell(ops, edges):
+        # Ways that end at each vertex, by their operations; first the input alone.
+        ending = jnp.zeros((len(ops), 1)).at[0].set(1.0)
+        found = []
+        for length in range(kept):
+            reached = edges.T @ ending
+            found.append(reached[-1])
+            if length + 1 < kept:
+                ending = (reached[:, :, None] * ops[:, None, :]).reshape(len(ops), -1)
+        return jnp.minimum(jnp.concatenate(found), 1.0)
+
+    return jax.vmap(of_cell)(graph.ops, graph.edges).ravel()
+
+
+def graphs_of(space: SearchSpace) -> Graphs:
+    """Those of a space; where it has none its decisions, one after the other."""
+    return space.graphs or Graphs(lambda arch: _line(arch, space.num_choices), len(space.num_choices))
+
+
+def _line(arch, num_choices):
+    ops = jnp.pad(one_hot(arch, num_choices), ((1, 1), (0, 0)))
+    return Graph(ops[None], jnp.eye(len(ops), k=1)[None])
+
+
+def edge_graphs(cells: Cells, concatenated: bool) -> Graphs:
+    """How cells with operations on their edges are graphs with them on vertices.
+
+    Each decision is a vertex, which follows those that enter the node that it leaves,
+    or the input. A `none` has no edges; several inputs of a cell are one.
+
+    Args:
+      cells: decisions in the order in which nodes are computed.
+      concatenated: whether all nodes are led to the output, or but those that no edge
+        leaves.
+    """
+    each = list(zip(cells.sources, cells.targets, cells.reduction, strict=True))
+    groups = [
+        [d for d, edge in enumerate(each) if edge[2] == which]
+        for which in sorted(set(cells.reduction))
+    ]
+    size = max(map(len, groups)) + 2
+    possible = np.zeros((len(groups), size, size), np.float32)
+    order = np.full((len(groups), size - 2), -1)
+    for c, group in enumerate(groups):
+        order[c, : len(group)] = group
+        entered = {each[d][1] for d in group}
+        left = {each[d][0] for d in group}
+        for place, d in enumerate(group, 1):
+            source, target = each[d][:2]
+            possible[c, 0, place] = source not in entered
+            possible[c, place, -1] = concatenated or target not in left
+            for later, other in enumerate(group, 1):
+                possible[c, place, later] = target == each[other][0]
+    kept = [i for i, name in enumerate(cells.op_names) if name != "none"]
+    none = cells.op_names.index("none")
+
+    def of(arch: Array) -> Graph:
+        chosen = jnp.where(order < 0, none, arch[order])
+        ops = jax.nn.one_hot(chosen, len(cells.op_names))[..., np.array(kept)]
+        ops = jnp.pad(ops, ((0, 0), (1, 1), (0, 0)))
+        there = jnp.pad(chosen != none, ((0, 0), (1, 1)), constant_values=True)
+        edges = jnp.array(possible) * there[:, :, None] * there[:, None, :]
+        return Graph(ops, edges)
+
+    return Graphs(of, _longest(possible))
+
+
+def _longest(possible):
+    """Most vertices between the first and the last on a way through any cell."""
+    reached, length = possible[:, :1, :-1], 0
+    while reached.any():
+        reached = np.minimum(reached @ possible[:, :-1, :-1], 1)
+        length += 1
+    return length
 
 
 def one_hot(arch: Array, num_choices: Sequence[int]) -> Array:

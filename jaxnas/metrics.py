@@ -1,4 +1,4 @@
-"""Classification metrics from a confusion matrix.
+"""Classification metrics from a confusion matrix; how much two rankings agree.
 
 A confusion matrix adds up: sum it over batches on the device, then read all
 metrics off the sum once. That is traceable on JAX arrays, in float32; on NumPy's it
@@ -71,3 +71,32 @@ def classification_metrics(confusion: EitherArray) -> dict[str, Any]:
     accuracy = confusion.diagonal().sum() / confusion.sum().clip(min=1)
     per_class = per_class_metrics(confusion)
     return {"accuracy": accuracy} | {k: v.mean() for k, v in per_class.items()}
+
+
+def kendall_tau(x: Array, y: Array, known: Array | None = None) -> Array:
+    """Kendall's rank correlation tau-b, which allows for ties; traceable.
+
+    M. G. Kendall 1945, "The treatment of ties in ranking problems". It takes O(N^2)
+    comparisons, which XLA fuses into sums.
+
+    Args:
+      x: float32[N], N up to 46,340.
+      y: float32[N].
+      known: bool[N], the pairs that there are; all by default.
+
+    Returns:
+      float32[] in [-1, 1]; 0 where x or y is constant, or nothing is known.
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    known = jnp.ones(x.shape, bool) if known is None else known
+    both = (known[:, None] & known[None]).astype(jnp.int32)
+
+    def order(values):  # 1: the row is larger, -1: the column
+        larger = (values[:, None] > values[None]).astype(jnp.int32)
+        return both * (larger - (values[:, None] < values[None]))
+
+    def root(values):  # of the pairs that are not tied, so that no product overflows
+        return jnp.sqrt(jnp.sum(jnp.abs(order(values))).astype(jnp.float32))
+
+    agreement = jnp.sum(order(x) * order(y)).astype(jnp.float32)
+    return agreement / jnp.maximum(root(x) * root(y), 1.0)

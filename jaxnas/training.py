@@ -34,7 +34,7 @@ def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTre
     Args:
       network: a Linen module.
       key: PRNG key.
-      args: inputs, as arrays or, where no variable depends on their values,
+      args: inputs, as trees of arrays or, where no variable depends on their values,
         `jax.ShapeDtypeStruct`s.
       kwargs: static arguments.
 
@@ -46,7 +46,8 @@ def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTre
     closed, variables = trace(key, *args)
     outputs = [True] * len(closed.jaxpr.outvars)
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, outputs)
-    inputs = [x for x, is_used in zip((key, *args), used, strict=True) if is_used]
+    given = jax.tree.leaves((key, args))
+    inputs = [x for x, is_used in zip(given, used, strict=True) if is_used]
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in inputs):
         raise ValueError("initial variables that depend on the inputs' values")
     values = jax.core.eval_jaxpr(jaxpr, closed.consts, *inputs)

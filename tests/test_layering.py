@@ -17,6 +17,7 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "draws": "base",
     "incumbents": "base",
     "metrics": "",
+    "pareto": "",
     "nn": "base",
     "tasks": "base metrics",
     "training": "base",
@@ -31,8 +32,9 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "generators": "base encoding training tasks metrics nn",
     "parallel": "base",
     "evaluators": "base benchmarks encoding metrics training tasks data parallel",
-    "strategies": "base draws encoding training metrics search",  # for `incumbent`
-    "plots": "base encoding",
+    "strategies": "base draws encoding training metrics pareto search",  # incumbent
+    "importance": "base encoding",
+    "plots": "base encoding importance",
     "runs": "base checkpoint files",
     "progress": "",
     "cli": "base progress runs search",

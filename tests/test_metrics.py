@@ -1,4 +1,4 @@
-"""Classification metrics, against scikit-learn's."""
+"""Metrics, against those of scikit-learn and scipy."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from jaxnas.metrics import (
     classification_metrics,
     confusion_matrix,
+    kendall_tau,
     per_class_metrics,
 )
 
@@ -136,3 +138,25 @@ def test_per_class_metrics_of_a_class_unseen_or_unpredicted_are_zero():
     np.testing.assert_allclose(found["precision"], [4 / 6, 0, 0])
     np.testing.assert_allclose(found["recall"], [1, 0, 0])
     np.testing.assert_allclose(found["f1"], [8 / 10, 0, 0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays.arrays(np.float32, (2, 9), elements=st.integers(-3, 3)),
+    arrays.arrays(bool, 9),
+)
+def test_kendall_tau_equals_scipys_with_ties(pairs, known):
+    chosen = pairs[:, known]
+    constant = any(len(set(row.tolist())) < 2 for row in chosen)
+    expected = 0 if constant else stats.kendalltau(*chosen).statistic
+    assert jax.jit(kendall_tau)(*pairs, known) == pytest.approx(expected, abs=1e-6)
+
+
+def test_kendall_tau_of_many_equals_scipys():
+    x = np.random.default_rng(0).normal(size=2000).astype(np.float32)
+    y = np.round(x + np.random.default_rng(1).normal(size=2000), 1).astype(np.float32)
+    expected = stats.kendalltau(x, y).statistic
+    assert jax.jit(kendall_tau)(x, y) == pytest.approx(expected, abs=1e-6)
+    assert kendall_tau(x, x) == pytest.approx(1, abs=1e-6)
+    assert kendall_tau(x, -x) == pytest.approx(-1, abs=1e-6)
+    assert kendall_tau(x, np.zeros(2000)) == 0

@@ -1,4 +1,4 @@
-"""Pictures of a search: cells as graphs, operation weights, curves over time, regret.
+"""Pictures of a search: cells, operation weights, curves over time, what matters.
 
 Figures are made without pyplot: they need no display and leave no global state,
 and a notebook shows the one that a cell returns.
@@ -7,6 +7,7 @@ and a notebook shows the one that a cell returns.
 from jaxnas.plots.cells import draw_cell, draw_cells
 from jaxnas.plots.curves import plot_curves, plot_operation_weights
 from jaxnas.plots.figure import save
+from jaxnas.plots.importance import plot_importance
 from jaxnas.plots.ranks import plot_scores
 from jaxnas.plots.regret import plot_regret
 
@@ -14,6 +15,7 @@ __all__ = [
     "draw_cell",
     "draw_cells",
     "plot_curves",
+    "plot_importance",
     "plot_operation_weights",
     "plot_regret",
     "plot_scores",

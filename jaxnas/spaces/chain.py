@@ -86,6 +86,7 @@ def chain(
         to_string=partial(_to_string, choices),
         from_string=partial(_from_string, choices),
         sizes=partial(_sizes, choices),
+        empty=(0,) * len(choices.num_choices),
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import Array, Cells, PyTree, SearchSpace
-from jaxnas.encoding import mixed_radix
+from jaxnas.encoding import edge_graphs, mixed_radix
 from jaxnas.nn.graph import Edge
 from jaxnas.nn.skeleton import DartsNetwork, reductions, restrict_cells
 from jaxnas.spaces.genotype import OPS, SOURCES, TARGETS, from_string, to_string
@@ -27,6 +27,15 @@ NUM_OPS = len(OPS) - 1  # without none
 # operation of the edge from each state; what is no edge, at the end, is none.
 ROW = np.concatenate([np.array(TARGETS) - 2, np.array(TARGETS) - 2 + NODES])
 COLUMN = np.tile(SOURCES, 2)
+# Cells' nodes are numbered through, as rows are; sources below 0 are inputs.
+LEAVES = [
+    state - 2 + NODES * cell if state > 1 else state - 2
+    for cell in range(2)
+    for state in SOURCES
+]
+CELLS = Cells(tuple(ROW.tolist()), tuple(LEAVES), OPS, (False,) * CELL + (True,) * CELL)
+# Skip connections from a cell's inputs, and nothing else.
+EMPTY = tuple(OPS.index("skip_connect") if s < 2 else 0 for s in 2 * SOURCES)
 
 
 def darts() -> SearchSpace:
@@ -48,7 +57,9 @@ def darts() -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=sizes,
-        cells=Cells(tuple(ROW.tolist()), OPS, (False,) * CELL + (True,) * CELL),
+        cells=CELLS,
+        graphs=edge_graphs(CELLS, concatenated=True),
+        empty=EMPTY,
     )
 
 

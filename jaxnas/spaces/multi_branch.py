@@ -110,6 +110,7 @@ def multi_branch(blocks: int = 4, branches: int = 4) -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=partial(sizes, branches=branches),
+        empty=(0,) * len(num_choices),
     )
 
 

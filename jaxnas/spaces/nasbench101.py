@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import Array, InputError, PyTree, SearchSpace
+from jaxnas.base import Array, Graph, Graphs, InputError, PyTree, SearchSpace
 from jaxnas.encoding import strongest
 from jaxnas.nn.nasbench101 import OPS, NasBench101Network
 from jaxnas.spaces.sizes import of_modules
@@ -59,6 +59,7 @@ def nasbench101() -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=sizes,
+        graphs=Graphs(graph, INNER),
     )
 
 
@@ -172,6 +173,14 @@ def discretize(weights: Array) -> Array:
     numbers = jnp.append(numbers, numbers | np.uint32(DIRECT))
     repaired = _bits(numbers[jnp.argmax(_is_valid(numbers))], EDGES)
     return arch.at[:EDGES].set(repaired.astype(jnp.int32))
+
+
+def graph(arch: Array) -> Graph:
+    """The module, pruned: ops float32[1, 7, 3], edges float32[1, 7, 7]."""
+    kept, vertices = _prune(list(arch[:EDGES] > 0))
+    edges = jnp.zeros((VERTICES, VERTICES)).at[SOURCES, TARGETS].set(jnp.stack(kept))
+    ops = jax.nn.one_hot(arch[EDGES:], len(OPS)) * jnp.stack(vertices[1:-1])[:, None]
+    return Graph(jnp.pad(ops, ((1, 1), (0, 0)))[None], edges[None])
 
 
 def _orders():

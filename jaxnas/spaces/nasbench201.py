@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnas.base import Array, Cells, InputError, PyTree, SearchSpace
 from jaxnas.draws import below
-from jaxnas.encoding import mixed_radix, strongest
+from jaxnas.encoding import edge_graphs, mixed_radix, strongest
 from jaxnas.nn.graph import Edge
 from jaxnas.nn.skeleton import NasBench201Network, restrict_cells
 from jaxnas.spaces.sizes import conv, dense, scales, total
@@ -26,6 +26,7 @@ OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 TARGETS, SOURCES = zip(*[(t, s) for t in range(1, 4) for s in range(t)], strict=True)
 EDGES = len(SOURCES)
 NUM_CHOICES = (len(OPS),) * EDGES
+CELLS = Cells(TARGETS, SOURCES, OPS, (False,) * EDGES)
 EXAMPLE = (
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|"
     "+|skip_connect~0|nor_conv_3x3~1|skip_connect~2|"
@@ -51,7 +52,9 @@ def nasbench201() -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=sizes,
-        cells=Cells(TARGETS, OPS, (False,) * EDGES),
+        cells=CELLS,
+        graphs=edge_graphs(CELLS, concatenated=False),
+        empty=(OPS.index("skip_connect"),) * EDGES,
     )
 
 

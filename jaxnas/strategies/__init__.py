@@ -12,11 +12,13 @@ from jaxnas.strategies.gdas import gdas
 from jaxnas.strategies.genetic_algorithm import genetic_algorithm
 from jaxnas.strategies.hyperband import hyperband
 from jaxnas.strategies.local_search import local_search
+from jaxnas.strategies.nsga2 import nsga2
 from jaxnas.strategies.pc_darts import pc_darts
 from jaxnas.strategies.q_learning import q_learning
 from jaxnas.strategies.random_search import random_search
 from jaxnas.strategies.regularized_evolution import regularized_evolution
 from jaxnas.strategies.reinforce import reinforce
+from jaxnas.strategies.sms_emoa import sms_emoa
 from jaxnas.strategies.snas import snas
 from jaxnas.strategies.successive_halving import successive_halving
 
@@ -29,11 +31,13 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "genetic_algorithm": genetic_algorithm,
     "hyperband": hyperband,
     "local_search": local_search,
+    "nsga2": nsga2,
     "pc_darts": pc_darts,
     "q_learning": q_learning,
     "random_search": random_search,
     "regularized_evolution": regularized_evolution,
     "reinforce": reinforce,
+    "sms_emoa": sms_emoa,
     "snas": snas,
     "successive_halving": successive_halving,
 }
@@ -41,6 +45,9 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 
 NEED_GRADIENT = ("differentiable", "drnas", "gdas", "pc_darts", "snas")
 """Those of them that need `Feedback.grad`, which a supernet gives."""
+
+NEED_OBJECTIVES = ("nsga2", "sms_emoa")
+"""Those that need `Feedback.objectives`: `evaluators.objectives.with_objectives`."""
 
 SUPERNETS: dict[str, dict[str, Any]] = {
     "gdas": {"single_path": True},

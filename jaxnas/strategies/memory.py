@@ -1,0 +1,87 @@
+"""What strategies with a surrogate remember, and how they choose the next.
+
+No strategy itself. Architectures that the space's `canonical` calls equal are one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnas.base import Array, History, SearchSpace
+
+
+class Memory(NamedTuple):
+    """The last N architectures that were told."""
+
+    history: History
+    key: Array  # uint32[N, W], canonical
+    asked: Array  # bool[N], whether it was evaluated; it may have failed
+
+
+def canonical_keys(space: SearchSpace, arch: Array) -> Array:
+    """Of int32[M, D]: uint32[M, W]."""
+    return jax.vmap(lambda one: jnp.atleast_1d(space.canonical(one)))(arch)
+
+
+def empty(space: SearchSpace, capacity: int) -> Memory:
+    """Remembers nothing yet."""
+    arch = jnp.zeros((capacity, len(space.num_choices)), jnp.int32)
+    keys = jnp.zeros_like(canonical_keys(space, arch))
+    nobody = jnp.zeros(capacity, bool)
+    return Memory(History(arch, jnp.zeros(capacity), nobody), keys, nobody)
+
+
+def remember(
+    space: SearchSpace, memory: Memory, place: Array, arch: Array, fitness: Array
+) -> Memory:
+    """Puts int32[B, D] and float32[B] at the places int32[B], modulo the capacity.
+
+    A place below 0 is none: padding.
+    """
+    capacity = len(memory.asked)
+    place = jnp.where(place < 0, capacity, place % capacity)  # the former is dropped
+    known = jnp.isfinite(fitness)
+    told = Memory(
+        History(arch, jnp.where(known, fitness, 0.0), known),
+        canonical_keys(space, arch),
+        jnp.ones_like(known),
+    )
+    return jax.tree.map(lambda old, new: old.at[place].set(new), memory, told)
+
+
+def best_fitness(memory: Memory) -> Array:
+    """The highest fitness known; 0 where none is."""
+    known = memory.history.known
+    highest = jnp.max(jnp.where(known, memory.history.fitness, -jnp.inf))
+    return jnp.where(known.any(), highest, 0.0)
+
+
+def choose(
+    space: SearchSpace, memory: Memory, arch: Array, scores: Array
+) -> tuple[Array, Array]:
+    """Takes the best for each of B scores, all different and none asked before.
+
+    Args:
+      space: of the architectures.
+      memory: what was asked.
+      arch: int32[M, D].
+      scores: float32[B, M], higher is better; NaN is the least.
+
+    Returns:
+      int32[B, D], and their scores float32[B]; -inf where all were asked or taken, and
+      the architecture is then any of the M.
+    """
+    keys = canonical_keys(space, arch)
+    seen = jax.vmap(
+        lambda key: jnp.any((memory.key == key[None]).all(1) & memory.asked)
+    )
+
+    def take(taken, row):
+        free = jnp.where(taken | jnp.isnan(row), -jnp.inf, row)
+        chosen = jnp.argmax(free)
+        return taken | (keys == keys[chosen][None]).all(1), (chosen, free[chosen])
+
+    _, (chosen, found) = lax.scan(take, seen(keys), scores)
+    return arch[chosen], found

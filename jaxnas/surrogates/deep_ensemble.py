@@ -1,0 +1,109 @@
+"""What surrogates share that are ensembles of networks.
+
+Members differ by their first weights and by how often they see each point, as if all
+were drawn with replacement (Lakshminarayanan, Pritzel and Blundell 2017,
+arXiv:1612.01474; Breiman 1996). How far apart they are says how sure the ensemble is.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxnas.base import Array, History, PyTree, SearchSpace, Surrogate
+from jaxnas.surrogates.targets import (
+    Scale,
+    check_targets,
+    prediction,
+    to_fitness,
+    to_targets,
+)
+from jaxnas.training import TrainState, init_state, init_variables, make_update
+
+
+class EnsembleState(NamedTuple):
+    """E networks, and what their outputs mean."""
+
+    training: TrainState  # leaves [E, ...]
+    counts: Array  # float32[E, N], how often each learns from each point
+    scale: Scale
+
+
+def deep_ensemble(
+    space: SearchSpace,
+    network: Any,
+    encode: Callable[[Array], PyTree],
+    *,
+    targets: str,
+    num_members: int,
+    num_updates: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> Surrogate:
+    """Makes the surrogate of networks that map an encoded architecture to a float[].
+
+    Each `fit` goes on from the last with so many updates of AdamW, on all that is known
+    at once.
+
+    Raises:
+      InputError: the targets are none of `TARGETS`.
+    """
+    check_targets(targets)
+    tx = optax.adamw(learning_rate, weight_decay=weight_decay)
+
+    def output(params: PyTree, encoded: PyTree) -> Array:
+        return jax.vmap(lambda x: network.apply({"params": params}, x))(encoded)
+
+    def loss_fn(params, batch_stats, key, batch):
+        del key
+        encoded, y, counts = batch
+        errors = counts * (output(params, encoded) - y) ** 2
+        return errors.sum() / jnp.maximum(counts.sum(), 1), (batch_stats, {})
+
+    update = make_update(loss_fn, tx)
+
+    def init(key: Array, history: History) -> EnsembleState:
+        example = encode(history.arch[0])
+
+        def start(key):
+            return init_state(init_variables(network, key, example), tx)
+
+        training = jax.vmap(start)(jax.random.split(key, num_members))
+        shape = num_members, len(history.known)
+        counts = jax.random.poisson(jax.random.fold_in(key, 1), 1.0, shape)
+        scale = to_targets(history, targets)[1]
+        return EnsembleState(training, counts.astype(jnp.float32), scale)
+
+    def fit(key: Array, state: EnsembleState, history: History) -> EnsembleState:
+        y, scale = to_targets(history, targets)
+        encoded = jax.vmap(encode)(history.arch)
+
+        def learned(training, counts):
+            batch = encoded, y, counts * history.known
+
+            def descend(_, training):
+                return update(key, training, batch)[0]
+
+            return lax.fori_loop(0, num_updates, descend, training)
+
+        training = jax.vmap(learned)(state.training, state.counts)
+        return state._replace(training=training, scale=scale)
+
+    def members(state: EnsembleState, arch: Array) -> Array:
+        """What each says: float32[E, M]."""
+        encoded = jax.vmap(encode)(arch)
+        return jax.vmap(output, (0, None))(state.training.params, encoded)
+
+    def predict(state: EnsembleState, arch: Array) -> tuple[Array, Array]:
+        said = members(state, arch)
+        return prediction(state.scale, said.mean(0), said.std(0))
+
+    def sample(key: Array, state: EnsembleState, arch: Array) -> Array:
+        which = jax.random.randint(key, (), 0, num_members)
+        one = jax.tree.map(lambda leaf: leaf[which], state.training.params)
+        return to_fitness(state.scale, output(one, jax.vmap(encode)(arch)))
+
+    return Surrogate(init, fit, predict, sample)

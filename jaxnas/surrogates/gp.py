@@ -1,0 +1,162 @@
+"""The Gaussian process whose hyperparameters follow the marginal likelihood.
+
+Adam goes up its gradient from several starts side by side, and the likeliest is used.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxnas.base import Array, History, InputError, SearchSpace, Surrogate
+from jaxnas.encoding import encoder
+from jaxnas.surrogates.gaussian_process import (
+    Posterior,
+    condition,
+    gram,
+    log_likelihood,
+    posterior_draw,
+    posterior_moments,
+)
+from jaxnas.surrogates.kernels import KERNELS, Hyperparameters, Kernel
+from jaxnas.surrogates.targets import (
+    Scale,
+    check_targets,
+    prediction,
+    to_fitness,
+    to_targets,
+)
+from jaxnas.training import TrainState, init_state, make_update
+
+BOUNDS = tuple(np.log(ends) for ends in ((0.05, 100.0), (0.05, 20.0), (1e-3, 1.0)))
+"""Logarithms of the least and the most of each, for targets of deviation 1."""
+STARTS = np.log((0.5, 10.0))  # between which the starts' length scales are drawn
+
+
+class GPState(NamedTuple):
+    """R starts of the fit, and the process at the likeliest of them."""
+
+    training: TrainState  # leaves [R, ...]; params are `Hyperparameters`
+    posterior: Posterior
+    scale: Scale
+
+
+def gp(
+    space: SearchSpace,
+    *,
+    kernel: str = "matern52",
+    encoding: str | None = None,
+    targets: str = "ranks",
+    num_starts: int = 4,
+    num_updates: int = 50,
+    learning_rate: float = 0.1,
+) -> Surrogate:
+    """Makes the surrogate.
+
+    Args:
+      space: whose architectures are encoded.
+      kernel: of `KERNELS`.
+      encoding: of `encoding.ENCODINGS`; by default `path` where the space has graphs,
+        else `one_hot`. `hamming` takes `one_hot` alone.
+      targets: of `TARGETS`.
+      num_starts: R, 1 or more.
+      num_updates: of the hyperparameters in each `fit`, which goes on from the last.
+      learning_rate: of Adam, on their logarithms.
+
+    Raises:
+      InputError: a name is unknown, or the encoding does not go with space or kernel.
+    """
+    check_targets(targets)
+    encode, form = _encoded(space, kernel, encoding)
+    tx = optax.adam(learning_rate)
+    num_lengths = max(form.groups) + 1
+
+    def loss_fn(hyper, batch_stats, key, batch):
+        del key
+        x, y, known = batch
+        loss = -log_likelihood(gram(form, hyper, x, known), y, known)
+        return loss, (batch_stats, {})
+
+    update = make_update(loss_fn, tx)
+
+    def start(key: Array, number: Array) -> TrainState:
+        low, high = STARTS
+        drawn = jax.random.uniform(key, (num_lengths,), minval=low, maxval=high)
+        lengths = jnp.where(number == 0, (low + high) / 2, drawn)
+        noise = jnp.where(number % 2 == 0, np.log(0.1), np.log(0.01))
+        hyper = Hyperparameters(lengths, jnp.zeros(()), noise.astype(lengths.dtype))
+        return init_state({"params": hyper}, tx)
+
+    def init(key: Array, history: History) -> GPState:
+        numbers = jnp.arange(num_starts)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        return shown(jax.vmap(start)(keys, numbers), 0, history)
+
+    def shown(training: TrainState, best: Array | int, history: History) -> GPState:
+        y, scale = to_targets(history, targets)
+        hyper = jax.tree.map(lambda leaf: leaf[best], training.params)
+        seen = condition(form, hyper, encode(history.arch), y, history.known)
+        return GPState(training, seen, scale)
+
+    def fit(key: Array, state: GPState, history: History) -> GPState:
+        y, _ = to_targets(history, targets)
+        batch = encode(history.arch), y, history.known
+
+        def climb(_, training):
+            new, metrics = update(key, training, batch)
+            new = new._replace(params=_bounded(new.params))
+            # Where the covariance is not positive definite, a start stays.
+            finite = jnp.isfinite(metrics["loss"])
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, training)
+
+        def climbed(training):
+            training = lax.fori_loop(0, num_updates, climb, training)
+            loss, _ = loss_fn(training.params, {}, key, batch)
+            return training, jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+
+        training, losses = jax.vmap(climbed)(state.training)
+        return shown(training, jnp.argmin(losses), history)
+
+    def predict(state: GPState, arch: Array) -> tuple[Array, Array]:
+        mean, variance = posterior_moments(form, state.posterior, encode(arch))
+        return prediction(state.scale, mean, jnp.sqrt(variance))
+
+    def sample(key: Array, state: GPState, arch: Array) -> Array:
+        drawn = posterior_draw(key, form, state.posterior, encode(arch))
+        return to_fitness(state.scale, drawn)
+
+    return Surrogate(init, fit, predict, sample)
+
+
+def _encoded(
+    space: SearchSpace, kernel: str, encoding: str | None
+) -> tuple[Callable[[Array], Array], Kernel]:
+    """What encodes a batch of architectures, and the kernel on that."""
+    if kernel not in KERNELS:
+        raise InputError(
+            f"expected a kernel of {', '.join(KERNELS)}, but got {kernel}: choose one"
+        )
+    on_categories = kernel == "hamming"
+    if on_categories and encoding is None:
+        encoding = "one_hot"
+    if on_categories and encoding != "one_hot":
+        raise InputError(
+            f"expected one_hot for the kernel hamming, but got {encoding}: change one"
+        )
+    encode = jax.vmap(encoder(space, encoding))
+    shape = jax.ShapeDtypeStruct((1, len(space.num_choices)), jnp.int32)
+    num_features = jax.eval_shape(encode, shape).shape[1]
+    each = max(space.num_choices) if on_categories else num_features
+    return encode, Kernel(
+        KERNELS[kernel], tuple(i // each for i in range(num_features))
+    )
+
+
+def _bounded(hyper: Hyperparameters) -> Hyperparameters:
+    return Hyperparameters(
+        *(jnp.clip(x, *ends) for x, ends in zip(hyper, BOUNDS, strict=True))
+    )

@@ -1,0 +1,93 @@
+"""Fitness as what a model learns, and what a model predicts as fitness.
+
+`standard` takes mean and deviation out. `ranks` gives each fitness the quantile of a
+normal distribution at its rank (Salinas, Shen and Perrone 2020, arXiv:1909.13595): so
+a few architectures that learn nothing weigh no more than others.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from jaxnas.base import Array, History, InputError
+
+TARGETS = ("ranks", "standard")
+OUTER = 0.1  # the part of the points whose slope goes on beyond the last
+
+
+class Scale(NamedTuple):
+    """A rising curve of fitness over targets, linear between P points."""
+
+    target: Array  # float[P], ascending
+    fitness: Array  # float[P], ascending
+    slopes: Array  # float[2], before the first point and after the last
+
+
+def check_targets(name: str) -> None:
+    """Refuses a name that is not one of `TARGETS`.
+
+    Raises:
+      InputError: it is none.
+    """
+    if name not in TARGETS:
+        raise InputError(
+            f"expected targets of {', '.join(TARGETS)}, but got {name}: choose one"
+        )
+
+
+def to_targets(history: History, name: str) -> tuple[Array, Scale]:
+    """Returns targets float[N], 0 where nothing is known, and the way back."""
+    return (_ranks if name == "ranks" else _standard)(history)
+
+
+def _standard(history):
+    fitness, count = history.fitness, jnp.maximum(history.known.sum(), 1)
+    mean = jnp.where(history.known, fitness, 0.0).sum() / count
+    apart = jnp.where(history.known, fitness - mean, 0.0)
+    deviation = jnp.sqrt((apart**2).sum() / count)
+    deviation = jnp.where(deviation > 0, deviation, 1.0)
+    ends = jnp.array([-1.0, 1.0], fitness.dtype)
+    slopes = jnp.full(2, deviation)
+    return apart / deviation, Scale(ends, mean + deviation * ends, slopes)
+
+
+def _ranks(history):
+    known, count = history.known, jnp.maximum(history.known.sum(), 1)
+    fitness = jnp.where(known, history.fitness, jnp.inf)
+    ascending = jnp.sort(fitness)
+    at_most = jnp.searchsorted(ascending, fitness, side="right")
+    below = jnp.searchsorted(ascending, fitness, side="left")
+    quantile = (below + at_most).astype(fitness.dtype) / (2 * count)
+    target = ndtri(jnp.where(known, quantile, 0.5).astype(fitness.dtype))
+    last = count - 1
+    places = jnp.minimum(jnp.arange(len(fitness)), last)
+    x = jnp.sort(jnp.where(known, target, jnp.inf))[places]
+    y = jnp.where(known.any(), ascending[places], 0.0)
+    x = jnp.where(known.any(), x, 0.0)
+    inner = jnp.ceil(OUTER * count).astype(jnp.int32)
+    high = _slope(x, y, jnp.maximum(last - inner, 0), last)
+    low = _slope(x, y, 0, jnp.minimum(inner, last))
+    return target, Scale(x, y, jnp.stack([low, high]))
+
+
+def _slope(x, y, first, last):
+    width = x[last] - x[first]
+    return jnp.where(
+        width > 0, (y[last] - y[first]) / jnp.where(width > 0, width, 1), 0
+    )
+
+
+def to_fitness(scale: Scale, target: Array) -> Array:
+    """The fitness float[M] that targets float[M] stand for."""
+    inside = jnp.interp(target, scale.target, scale.fitness)
+    before = jnp.minimum(target - scale.target[0], 0.0)
+    after = jnp.maximum(target - scale.target[-1], 0.0)
+    return inside + scale.slopes[0] * before + scale.slopes[1] * after
+
+
+def prediction(scale: Scale, mean: Array, deviation: Array) -> tuple[Array, Array]:
+    """The fitness at the mean, and half of the way from a deviation below to above."""
+    low = to_fitness(scale, mean - deviation)
+    high = to_fitness(scale, mean + deviation)
+    return to_fitness(scale, mean), (high - low) / 2
