@@ -44,7 +44,8 @@ from jaxnas.tasks import Batch, classification
 from jaxnas.training import sgd
 
 EVALUATORS = {"population": population, "standalone": standalone}
-# Those that need a supernet or objectives, or whose next proposal follows from the last answer.
+# Those that need a supernet or objectives, or whose next proposal follows from the
+# last answer.
 NOT_HERE = (*NEED_GRADIENT, *NEED_OBJECTIVES, "enas", "local_search")
 
 

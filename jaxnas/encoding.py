@@ -89,7 +89,9 @@ def paths(graph: Graph, longest: int) -> Array:
 
 def graphs_of(space: SearchSpace) -> Graphs:
     """Those of a space; where it has none its decisions, one after the other."""
-    return space.graphs or Graphs(lambda arch: _line(arch, space.num_choices), len(space.num_choices))
+    return space.graphs or Graphs(
+        lambda arch: _line(arch, space.num_choices), len(space.num_choices)
+    )
 
 
 def _line(arch, num_choices):

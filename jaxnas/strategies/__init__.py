@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxnas.base import Strategy
+from jaxnas.strategies.bayesian_optimization import bayesian_optimization
 from jaxnas.strategies.differentiable import differentiable
 from jaxnas.strategies.drnas import drnas
 from jaxnas.strategies.enas import enas
@@ -14,6 +15,8 @@ from jaxnas.strategies.hyperband import hyperband
 from jaxnas.strategies.local_search import local_search
 from jaxnas.strategies.nsga2 import nsga2
 from jaxnas.strategies.pc_darts import pc_darts
+from jaxnas.strategies.predictor_search import predictor_search
+from jaxnas.strategies.progressive import progressive
 from jaxnas.strategies.q_learning import q_learning
 from jaxnas.strategies.random_search import random_search
 from jaxnas.strategies.regularized_evolution import regularized_evolution
@@ -23,6 +26,7 @@ from jaxnas.strategies.snas import snas
 from jaxnas.strategies.successive_halving import successive_halving
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "bayesian_optimization": bayesian_optimization,
     "differentiable": differentiable,
     "drnas": drnas,
     "enas": enas,
@@ -33,6 +37,8 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "local_search": local_search,
     "nsga2": nsga2,
     "pc_darts": pc_darts,
+    "predictor_search": predictor_search,
+    "progressive": progressive,
     "q_learning": q_learning,
     "random_search": random_search,
     "regularized_evolution": regularized_evolution,
@@ -41,10 +47,13 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "snas": snas,
     "successive_halving": successive_halving,
 }
-"""Every strategy by name, with the space as the one argument that it needs."""
+"""Every strategy by name; the space is the one argument that it needs, see below."""
 
 NEED_GRADIENT = ("differentiable", "drnas", "gdas", "pc_darts", "snas")
 """Those of them that need `Feedback.grad`, which a supernet gives."""
+
+NEED_SURROGATE = ("bayesian_optimization", "predictor_search", "progressive")
+"""Those that take a `Surrogate` as their second argument."""
 
 NEED_OBJECTIVES = ("nsga2", "sms_emoa")
 """Those that need `Feedback.objectives`: `evaluators.objectives.with_objectives`."""

@@ -123,7 +123,8 @@ def bayesian_optimization(
         scores = jax.vmap(lambda key: acquire(key, surrogate, model, arch, best))(
             jax.random.split(key_score, batch_size)
         )
-        return BayesianState(memory, model, *choose(space, memory, arch, scores))
+        place, found = choose(space, memory, arch, scores)
+        return BayesianState(memory, model, arch[place], found)
 
     def tell(
         key: Array,

@@ -70,8 +70,8 @@ def choose(
       scores: float32[B, M], higher is better; NaN is the least.
 
     Returns:
-      int32[B, D], and their scores float32[B]; -inf where all were asked or taken, and
-      the architecture is then any of the M.
+      The places of those taken, int32[B], and their scores float32[B]: -inf where none
+      is left, and the place is then any.
     """
     keys = canonical_keys(space, arch)
     seen = jax.vmap(
@@ -80,8 +80,7 @@ def choose(
 
     def take(taken, row):
         free = jnp.where(taken | jnp.isnan(row), -jnp.inf, row)
-        chosen = jnp.argmax(free)
-        return taken | (keys == keys[chosen][None]).all(1), (chosen, free[chosen])
+        place = jnp.argmax(free)
+        return taken | (keys == keys[place][None]).all(1), (place, free[place])
 
-    _, (chosen, found) = lax.scan(take, seen(keys), scores)
-    return arch[chosen], found
+    return lax.scan(take, seen(keys), scores)[1]

@@ -7,9 +7,8 @@ units and learn absolute errors.
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 
-from jaxnas.base import Array, InputError, SearchSpace, Surrogate
+from jaxnas.base import Array, SearchSpace, Surrogate
 from jaxnas.encoding import encoder
 from jaxnas.surrogates.deep_ensemble import deep_ensemble
 

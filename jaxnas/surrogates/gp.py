@@ -48,7 +48,7 @@ class GPState(NamedTuple):
 def gp(
     space: SearchSpace,
     *,
-    kernel: str = "matern52",
+    kernel: str = "matern32",
     encoding: str | None = None,
     targets: str = "ranks",
     num_starts: int = 4,

@@ -5,7 +5,6 @@ Where a space has no graphs, an architecture is its decisions one after the othe
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxnas.base import Array, Graph, SearchSpace, Surrogate

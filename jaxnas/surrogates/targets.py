@@ -2,7 +2,9 @@
 
 `standard` takes mean and deviation out. `ranks` gives each fitness the quantile of a
 normal distribution at its rank (Salinas, Shen and Perrone 2020, arXiv:1909.13595): so
-a few architectures that learn nothing weigh no more than others.
+a few architectures that learn nothing weigh no more than others. `clipped` is for who
+looks for the best: what is further below the median than the best is above it counts as
+just so far below, and then is as `standard`.
 """
 
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from jax.scipy.special import ndtri
 
 from jaxnas.base import Array, History, InputError
 
-TARGETS = ("ranks", "standard")
+TARGETS = ("clipped", "ranks", "standard")
 OUTER = 0.1  # the part of the points whose slope goes on beyond the last
 
 
@@ -38,7 +40,14 @@ def check_targets(name: str) -> None:
 
 def to_targets(history: History, name: str) -> tuple[Array, Scale]:
     """Returns targets float[N], 0 where nothing is known, and the way back."""
-    return (_ranks if name == "ranks" else _standard)(history)
+    if name == "ranks":
+        return _ranks(history)
+    if name == "clipped":
+        known = jnp.where(history.known, history.fitness, jnp.nan)
+        middle, best = jnp.nanmedian(known), jnp.nanmax(known)
+        least = jnp.where(history.known.any(), 2 * middle - best, 0.0)
+        history = history._replace(fitness=jnp.maximum(history.fitness, least))
+    return _standard(history)
 
 
 def _standard(history):
