@@ -9,7 +9,6 @@ untrained, at the published size. The skeleton of the supernets is reduced, sinc
 is what a CPU can train: figures of papers, beside ours, are of the whole one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -33,7 +32,6 @@ from relaxed_methods import PARTS
 
 from jaxnas import cli, data, plots, runs
 from jaxnas.base import InputError
-from jaxnas.files import read_json
 
 
 @dataclass(frozen=True)
@@ -133,12 +131,12 @@ def work(config: Config, problem: Problem, run: runs.Run) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     scores: dict[str, np.ndarray] = {}
     for name in config.methods:
-        found = once(run, name, partial(run_method, config, problem, run, name))
+        found = run.once(name, partial(run_method, config, problem, run, name))
         scores[name] = as_floats(found["scores"])
         rows[name] = summary_of(problem, found, scores[name])
     proxies: dict[str, Any] = {}
     if config.proxies:
-        found = once(run, "proxies", partial(run_proxies, config, problem, run))
+        found = run.once("proxies", partial(run_proxies, config, problem, run))
         for name in config.proxies:
             scores[name] = as_floats(found["scores"][name])
             proxies[name] = correlate(scores[name], problem.accuracies)._asdict()
@@ -161,16 +159,6 @@ def work(config: Config, problem: Problem, run: runs.Run) -> dict[str, Any]:
         "proxies": proxies,
         "proxy_seconds_per_cell": found["seconds_per_cell"] if proxies else None,
     }
-
-
-def once(
-    run: runs.Run, name: str, work: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """What a file of the run says, which is written when it is not there."""
-    path = run.path(f"{name}.json")
-    if not path.exists():
-        run.write_json(path.name, work())
-    return read_json(path, "delete it to run that part again") or {}
 
 
 def as_floats(values: Any) -> np.ndarray:

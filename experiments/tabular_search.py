@@ -39,8 +39,14 @@ from jaxnas.evaluators.tabular import tabular
 from jaxnas.incumbents import SLACK, cut, follow
 from jaxnas.search import search
 from jaxnas.spaces import space_of
-from jaxnas.strategies import NEED_GRADIENT, NEED_OBJECTIVES, STRATEGIES
+from jaxnas.strategies import (
+    NEED_GRADIENT,
+    NEED_OBJECTIVES,
+    NEED_SURROGATE,
+    STRATEGIES,
+)
 from jaxnas.strategies.policies import POLICIES
+from jaxnas.surrogates import SURROGATES, refitted
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Config:
     """All that the table allows by default."""
     policy: Literal[tuple(POLICIES)] | None = None
     """Of reinforce: a logit for each choice, or the LSTM controller of ENAS."""
+    surrogate: Literal[tuple(SURROGATES)] | None = None
+    """Of the strategies that have one, which are left out without this."""
     population_size: int | None = None
     """Of the strategies that have a population, instead of their defaults."""
     tournament_size: int | None = None
@@ -82,6 +90,7 @@ class Config:
 
 PRESETS = {"quick": Config(seeds=100), "paper": Config(seeds=500)}
 NOT_HERE = (*NEED_GRADIENT, *NEED_OBJECTIVES, "enas")  # or need a supernet
+VERIFIED = 10  # of the queries of predictor_search
 MOST_CALLS = 1000  # of one compiled program, until its queries are spent
 
 
@@ -126,7 +135,7 @@ def build(config: Config) -> tuple[Config, Problem]:
     quantity, full = benchmarks.split_column(str(config.signal))
     pairs = map(benchmarks.split_column, table.columns)
     budgets = tuple(sorted(b for q, b in pairs if q == quantity and b <= full))
-    config, left_out = choose(config, budgets)
+    config, left_out = choose(config, space, budgets)
     price = float(np.mean(evaluator.data.cost[:, -1])) or 1.0
     whole = config.queries if config.seconds is None else ceil(config.seconds / price)
     strategies = {
@@ -153,9 +162,19 @@ def default_signal(table: Table) -> str:
     return f"valid_acc_{max(budgets)}ep"
 
 
-def choose(config: Config, budgets: tuple[int, ...]) -> tuple[Config, list[str]]:
+def choose(
+    config: Config, space: SearchSpace, budgets: tuple[int, ...]
+) -> tuple[Config, list[str]]:
     """Returns the names of the strategies, and of those that need more budgets."""
-    names = [name for name in STRATEGIES if name not in NOT_HERE]
+    not_here = (*NOT_HERE, *(NEED_SURROGATE if config.surrogate is None else ()))
+    not_here += ("progressive",) if space.empty is None else ()
+    names = [name for name in STRATEGIES if name not in not_here]
+    lacking = [name for name in config.strategies if name in NEED_SURROGATE]
+    if lacking and config.surrogate is None:
+        raise InputError(
+            f"expected --surrogate for {lacking[0]}, but got none: name one of "
+            f"{', '.join(SURROGATES)}"
+        )
     unknown = [name for name in config.strategies if name not in names]
     if unknown:
         raise InputError(
@@ -189,8 +208,13 @@ def make(
         "tournament_size": config.tournament_size,
         "policy": config.policy,
         "num_queries": whole,
+        "num_train": max(whole - VERIFIED, 1),
+        "num_verify": VERIFIED,
+        "beam_size": ceil(whole / max(len(space.num_choices) - 1, 1)),
         "budgets": budgets,
     }
+    if name in NEED_SURROGATE:
+        given["surrogate"] = refitted(str(config.surrogate), space)
     settings = {k: v for k, v in given.items() if k in known and v is not None}
     population = (known | settings).get("population_size") or 0
     part = budgets[0] / budgets[-1] if "budgets" in known else 1

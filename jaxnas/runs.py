@@ -16,7 +16,7 @@ import dataclasses
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,17 @@ class Run:
           InputError: the file cannot be written.
         """
         write_json(self.path(name), value)
+
+    def once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Returns what <name>.json says, which is written when it is not there.
+
+        Raises:
+          InputError: the file is damaged or cannot be written.
+        """
+        path = self.path(f"{name}.json")
+        if not path.exists():
+            self.write_json(path.name, work())
+        return read_json(path, "delete it to run that part again") or {}
 
     def checkpoints(self, phase: str) -> Checkpoints:
         """Returns the checkpoints of a phase."""

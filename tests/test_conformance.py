@@ -17,7 +17,8 @@ from jaxnas.base import ABSENT, OK, Evaluator, Feedback, SearchSpace, Strategy
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.search import chunked_scan, host_scan, search
 from jaxnas.spaces import SPACES
-from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, NEED_SURROGATE, STRATEGIES
+from jaxnas.surrogates.gp import gp
 
 NUM_STEPS, CHUNK = 8, 3
 KEYS = jax.random.split(jax.random.key(7), 2)
@@ -92,7 +93,9 @@ class Members(NamedTuple):
 @functools.cache
 def members(space_name: str, name: str) -> Members:
     space = SPACES[space_name]()
-    strategy, traced = STRATEGIES[name](space), []
+    model = gp(space, num_starts=2, num_updates=2)
+    given = (space, model) if name in NEED_SURROGATE else (space,)
+    strategy, traced = STRATEGIES[name](*given), []
 
     def ask(*args):
         traced.append("ask")

@@ -225,7 +225,7 @@ def test_large_batches_come_through_a_compiled_program():
         ("svm", {"epsilon": -0.1}, "epsilon of 0 or more, but got 1.0 and -0.1"),
         ("svm", {"gamma": "auto_scale"}, "one of scale, auto, but got auto_scale"),
         ("svm", {"gamma": -1.0}, "gamma above 0, .* but got -1.0"),
-        ("svm", {"targets": "raw"}, "targets of ranks, standard, but got raw"),
+        ("svm", {"targets": "raw"}, "targets of clipped, ranks, standard, but got raw"),
         ("svm", {"encoding": "path"}, "graphs for the path encoding, but got cat"),
         ("random_forest", {"encoding": "tree"}, "but got tree: choose"),
     ],

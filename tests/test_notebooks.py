@@ -30,6 +30,11 @@ train_steps, train_batch_size, train_channels, train_cells = 2, 4, 2, 1
 seed = 0
 num_seeds, num_queries, population_size = 4, 6, 3
 """,
+    "surrogate_search.ipynb": """
+seed = 0
+num_train, num_verify = 20, 3
+num_seeds, num_queries, front_queries = 2, 12, 40
+""",
     "your_own_images.ipynb": """
 images, seed = "digits", 0
 num_steps, batch, epochs, batch_size = 2, 2, 1, 32
@@ -191,3 +196,29 @@ def test_benchmark_trains_all_and_ends_with_an_interval_a_strategy(benchmark):
         pattern = name + r" +([\d.]+) %  \(95 % interval ([\d.]+) to ([\d.]+)\)"
         mean, low, high = map(float, re.search(pattern, texts[-1]).groups())
         assert 0 < low <= mean <= high <= 100
+
+
+@pytest.fixture(scope="module")
+def surrogates() -> nbformat.NotebookNode:
+    return execute("surrogate_search.ipynb")
+
+
+def test_surrogates_show_their_pictures(surrogates):
+    assert_pictures(surrogates, ["verify", "search", "importance", "front"])
+
+
+def test_surrogates_predict_verify_and_search(surrogates):
+    said = said_by(surrogates)
+    found = re.search(r"Kendall's tau (\S+); (\d+) % in the 95 % interval", said)
+    assert 0.2 < float(found[1]) <= 1
+    assert 50 <= int(found[2]) <= 100
+    verified = re.findall(r"predicted (\S+) ± (\S+), measured (\S+)\n", said)
+    predicted = [float(row[0]) for row in verified]
+    assert len(verified) == 3
+    assert predicted == sorted(predicted, reverse=True)
+    for name in ("random_search", "bayesian_optimization"):
+        pattern = name + r" +([\d.]+) %  \(95 % interval ([\d.]+) to ([\d.]+)\)"
+        mean, low, high = map(float, re.search(pattern, said).groups())
+        assert 0 < low <= mean <= high <= 100
+    share = re.search(r"([\d.]+) % of the hypervolume after 40 evaluations", said)
+    assert 50 < float(share[1]) <= 100

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jaxnas import cli
 from jaxnas.base import FAILED, OUT_OF_MEMORY, STATUSES
+from jaxnas.spaces import SPACES
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "search.py"
 FILES = {"config.json", "log.csv", "run.json", "result.json", "checkpoints"}
@@ -136,7 +137,7 @@ def test_standalone_trains_each_by_itself_and_says_why_one_failed(
             jax.errors.JaxRuntimeError("INTERNAL: cannot be compiled"),
         ]
     )
-    chain = experiment.SPACES["chain"]
+    chain = SPACES["chain"]
 
     def failing(shape):
         space = chain(shape, trunk=2, head=0, channels=(4,), kernels=(1,))
@@ -147,7 +148,7 @@ def test_standalone_trains_each_by_itself_and_says_why_one_failed(
 
         return space._replace(network=network)
 
-    monkeypatch.setitem(experiment.SPACES, "chain", failing)
+    monkeypatch.setitem(SPACES, "chain", failing)
     how = ["--evaluator", "standalone", "--strategy", "random_search"]
     folder = tmp_path / "run"
     args = ["--dataset", images, "--workdir", folder, *TINY.split(), *how]
@@ -223,7 +224,7 @@ def test_halving_goes_on_with_what_it_promotes(experiment):
     config = experiment.Config(
         strategy="successive_halving", evaluations=4, batch=2, epochs=9
     )
-    space = experiment.SPACES["chain"]((4, 4, 3), trunk=2, head=0)
+    space = SPACES["chain"]((4, 4, 3), trunk=2, head=0)
     make = experiment.STRATEGIES["successive_halving"]
     strategy = make(space, budgets=(1, 3, 9), population_size=4, batch_size=2)
     steps, slots = experiment.plan(config, strategy)

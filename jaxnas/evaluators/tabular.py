@@ -6,6 +6,7 @@ strategy is told.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ class TabularData(NamedTuple):
     fitness: Array  # float32[A, U]
     cost: Array  # float32[A, U], seconds or epochs
     test: Array  # float32[A]
+    costs: Array | None  # float32[A, M - 1], of further objectives, less is better
 
 
 def tabular(
@@ -47,6 +49,7 @@ def tabular(
     test: str | None = None,
     minimize: bool = False,
     partial: bool = False,
+    costs: Sequence[str] = (),
 ) -> Evaluator:
     """Makes the evaluator of a table: no state, and any number of proposals a step.
 
@@ -65,6 +68,8 @@ def tabular(
       minimize: whether less of the signal is better, as of a loss.
       partial: whether the table may lack architectures of the space, which then get
         -inf and the status `ABSENT`.
+      costs: columns, each negated, that are objectives besides the fitness; with them
+        feedback has `objectives`.
 
     Raises:
       InputError: the table is of another space, has invalid architectures or lacks
@@ -72,7 +77,7 @@ def tabular(
     """
     _check_space(space, table)
     test = test or _largest_test(table)
-    for name in (signal, test):
+    for name in (signal, test, *costs):
         _check_column(table, name)
     quantity, full = split_column(signal)
     budgets = _budgets(table, quantity, full)
@@ -80,10 +85,10 @@ def tabular(
     columns = {k: np.asarray(v) for k, v in table.columns.items()}
     place = _place(table, dataset)
     fitness = np.stack([columns[name][:, place] for name in names], 1)
-    costs = [columns.get(f"cost_{budget}ep") for budget in budgets]
+    clocks = [columns.get(f"cost_{budget}ep") for budget in budgets]
     epochs = np.broadcast_to(np.float32(budgets), fitness.shape)
-    timed = all(cost is not None for cost in costs)
-    seconds = [column[:, place] for column in costs if column is not None]
+    timed = all(clock is not None for clock in clocks)
+    seconds = [clock[:, place] for clock in clocks if clock is not None]
     cost = np.stack(seconds, 1) if timed else epochs
     order, keys, key_of = _order(space, table, partial)
     data = TabularData(
@@ -91,6 +96,7 @@ def tabular(
         (-fitness if minimize else fitness)[order],
         cost[order],
         columns[test][order, place],
+        np.stack([columns[c][order, place] for c in costs], 1) if costs else None,
     )
 
     def look_up(data: TabularData, arch: Array, budget: Array):
@@ -98,14 +104,19 @@ def tabular(
         served = jnp.maximum(jnp.sum(budget >= np.array(budgets)) - 1, 0)
         part = jnp.array(budgets, jnp.float32)[served] / full
         used = found & (budget > 0)
+        fitness = jnp.where(used, data.fitness[row, served], -jnp.inf)
+        objectives = None
+        if data.costs is not None:
+            objectives = jnp.append(fitness, -data.costs[row])
         return Feedback(
-            fitness=jnp.where(used, data.fitness[row, served], -jnp.inf),
+            fitness=fitness,
             cost=jnp.where(used, data.cost[row, served], 0.0),
             status=jnp.where(found | (budget <= 0), OK, ABSENT),
             metrics={
                 "test_accuracy": jnp.where(used, data.test[row], jnp.nan),
                 "queries": jnp.where(budget > 0, part, 0.0),
             },
+            objectives=objectives,
         )
 
     def evaluate(key: Array, data: Any, state: tuple[()], proposal: Proposal):

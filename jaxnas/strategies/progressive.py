@@ -1,8 +1,8 @@
 """Progressive search: from architectures of few operations to those of more.
 
 PNAS: Liu, Zoph, Neumann, Shlens, Hua, Li, Fei-Fei, Yuille, Huang and Murphy 2018,
-arXiv:1712.00559. Each level takes the best of the last, adds an operation to them in all
-ways, and evaluates those that a predictor, fitted to all levels so far, finds best.
+arXiv:1712.00559. Each level adds an operation, in all ways, to the architectures of the
+last, and evaluates those that a predictor, fitted to all levels so far, finds best.
 """
 
 from typing import NamedTuple
@@ -107,8 +107,10 @@ def progressive(
         told = proposal.arch, feedback.fitness
         memory = remember(space, state.memory, place, *told)
         model = surrogate.fit(key, state.model, memory.history)
+        # What the empty one grows to is of the first level, or alone in the second.
+        parents = used & ((jax.vmap(size)(proposal.arch) > 0) | (beam_size == 1))
         arch, exist = jax.vmap(grown)(proposal.arch)
-        arch, exist = arch.reshape(-1, arch.shape[-1]), exist & used[:, None]
+        arch, exist = arch.reshape(-1, arch.shape[-1]), exist & parents[:, None]
         mean, _ = surrogate.predict(model, arch)
         scores = jnp.where(exist.ravel(), mean, -jnp.inf)
         return ProgressiveState(memory, model, *beam(memory, arch, scores))

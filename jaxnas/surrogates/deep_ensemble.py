@@ -14,6 +14,7 @@ import optax
 from jax import lax
 
 from jaxnas.base import Array, History, PyTree, SearchSpace, Surrogate
+from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.targets import (
     Scale,
     check_targets,
@@ -49,8 +50,11 @@ def deep_ensemble(
     at once.
 
     Raises:
-      InputError: the targets are none of `TARGETS`.
+      InputError: a number is too small, or the targets are none of `TARGETS`.
     """
+    expect(2, num_members=num_members)
+    expect(0, num_updates=num_updates, learning_rate=learning_rate)
+    expect(0, weight_decay=weight_decay)
     check_targets(targets)
     tx = optax.adamw(learning_rate, weight_decay=weight_decay)
 

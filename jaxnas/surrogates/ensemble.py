@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from jaxnas.base import Array, SearchSpace, Surrogate
 from jaxnas.encoding import encoder
+from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.deep_ensemble import deep_ensemble
 
 
@@ -40,19 +41,21 @@ def ensemble(
 
     Args:
       space: whose architectures are encoded.
-      widths: units of each hidden layer.
+      widths: units of each hidden layer, 1 or more.
       encoding: of `encoding.ENCODINGS`; by default `path` where the space has graphs,
         else `one_hot`.
       targets: of `TARGETS`.
       num_members: networks, 2 or more.
-      num_updates: in each `fit`, which goes on from the last.
-      learning_rate: of AdamW.
-      weight_decay: of AdamW, times the learning rate.
+      num_updates: in each `fit`, which goes on from the last; 0 or more.
+      learning_rate: of AdamW, 0 or more.
+      weight_decay: of AdamW, times the learning rate; 0 or more.
 
     Raises:
-      InputError: a number is too small or a name unknown.
+      InputError: a number is too small, a name unknown, or the space has no such
+        encoding.
     """
-
+    for width in widths:
+        expect(1, widths=width)
     return deep_ensemble(
         space,
         Perceptron(tuple(widths)),

@@ -65,7 +65,8 @@ def condition(
     kernel: Kernel, hyper: Hyperparameters, x: Array, y: Array, known: Array
 ) -> Posterior:
     """Shows a process its data: float[N, F], targets float[N], bool[N]."""
-    inverse = with_jitter(inverse_factor, gram(kernel, hyper, x, known))
+    matrix = gram(kernel, hyper, x, known)
+    inverse = with_jitter(inverse_factor, matrix, jnp.exp(hyper.scale))
     weights = inverse.T @ (inverse @ jnp.where(known, y, 0.0))
     return Posterior(hyper, x, known, inverse, weights)
 
@@ -83,8 +84,9 @@ def posterior_draw(key: Array, kernel: Kernel, found: Posterior, x: Array) -> Ar
     """A draw of the function at float[M, F], all points together: float[M]."""
     across, explained = _explained(kernel, found, x)
     joint = covariance(kernel, found.hyper, x, x) - explained.T @ explained
+    factor = with_jitter(cholesky, joint, jnp.exp(found.hyper.scale))
     noise = jax.random.normal(key, (len(x),), joint.dtype)
-    return across @ found.weights + with_jitter(cholesky, joint) @ noise
+    return across @ found.weights + factor @ noise
 
 
 def _explained(kernel, found, x):

@@ -1,6 +1,7 @@
 """The Gaussian process whose hyperparameters follow the marginal likelihood.
 
-Adam goes up its gradient from several starts side by side, and the likeliest is used.
+L-BFGS goes up from several starts side by side, and the likeliest that any of them met
+is used. Its steps have no line search, which would compute likelihoods for no gradient.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxnas.base import Array, History, InputError, SearchSpace, Surrogate
+from jaxnas.base import Array, History, InputError, PyTree, SearchSpace, Surrogate
 from jaxnas.encoding import encoder
+from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.gaussian_process import (
     Posterior,
     condition,
@@ -35,6 +37,7 @@ from jaxnas.training import TrainState, init_state, make_update
 BOUNDS = tuple(np.log(ends) for ends in ((0.05, 100.0), (0.05, 20.0), (1e-3, 1.0)))
 """Logarithms of the least and the most of each, for targets of deviation 1."""
 STARTS = np.log((0.5, 10.0))  # between which the starts' length scales are drawn
+MEMORY = 5  # of L-BFGS, in updates
 
 
 class GPState(NamedTuple):
@@ -52,8 +55,8 @@ def gp(
     encoding: str | None = None,
     targets: str = "ranks",
     num_starts: int = 4,
-    num_updates: int = 50,
-    learning_rate: float = 0.1,
+    num_updates: int = 20,
+    learning_rate: float = 0.7,
 ) -> Surrogate:
     """Makes the surrogate.
 
@@ -64,15 +67,21 @@ def gp(
         else `one_hot`. `hamming` takes `one_hot` alone.
       targets: of `TARGETS`.
       num_starts: R, 1 or more.
-      num_updates: of the hyperparameters in each `fit`, which goes on from the last.
-      learning_rate: of Adam, on their logarithms.
+      num_updates: of the hyperparameters in each `fit`, which goes on from the last; 0
+        or more.
+      learning_rate: of Adam, on their logarithms; 0 or more.
 
     Raises:
-      InputError: a name is unknown, or the encoding does not go with space or kernel.
+      InputError: a number is too small, a name unknown, or the encoding does not go
+        with space or kernel.
     """
+    expect(1, num_starts=num_starts)
+    expect(0, num_updates=num_updates, learning_rate=learning_rate)
     check_targets(targets)
     encode, form = _encoded(space, kernel, encoding)
-    tx = optax.adam(learning_rate)
+    tx = optax.chain(
+        optax.scale_by_lbfgs(MEMORY), optax.clip(learning_rate), optax.scale(-1.0)
+    )
     num_lengths = max(form.groups) + 1
 
     def loss_fn(hyper, batch_stats, key, batch):
@@ -106,17 +115,26 @@ def gp(
         y, _ = to_targets(history, targets)
         batch = encode(history.arch), y, history.known
 
-        def climb(_, training):
+        def climb(_, climbing):
+            training, best, least = climbing
             new, metrics = update(key, training, batch)
             new = new._replace(params=_bounded(new.params))
             # Where the covariance is not positive definite, a start stays.
             finite = jnp.isfinite(metrics["loss"])
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, training)
+            new = _chosen(finite, new, training)
+            better = metrics["loss"] < least
+            best = _chosen(better, training.params, best)
+            return new, best, jnp.where(better, metrics["loss"], least)
 
         def climbed(training):
-            training = lax.fori_loop(0, num_updates, climb, training)
+            params = training.params
+            # Gradients that were of other data say nothing of how this bends.
+            training = training._replace(opt_state=tx.init(params))
+            climbing = training, params, jnp.full((), jnp.inf, y.dtype)
+            training, best, least = lax.fori_loop(0, num_updates, climb, climbing)
             loss, _ = loss_fn(training.params, {}, key, batch)
-            return training, jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+            best = _chosen(loss < least, training.params, best)
+            return training._replace(params=best), jnp.fmin(loss, least)
 
         training, losses = jax.vmap(climbed)(state.training)
         return shown(training, jnp.argmin(losses), history)
@@ -154,6 +172,11 @@ def _encoded(
     return encode, Kernel(
         KERNELS[kernel], tuple(i // each for i in range(num_features))
     )
+
+
+def _chosen(which: Array, one: PyTree, other: PyTree) -> PyTree:
+    """One tree or the other, by a bool[]."""
+    return jax.tree.map(lambda a, b: jnp.where(which, a, b), one, other)
 
 
 def _bounded(hyper: Hyperparameters) -> Hyperparameters:

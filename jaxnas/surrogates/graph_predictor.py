@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxnas.base import Array, Graph, SearchSpace, Surrogate
 from jaxnas.encoding import graphs_of
+from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.deep_ensemble import deep_ensemble
 
 
@@ -48,7 +49,22 @@ def graph_predictor(
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-3,
 ) -> Surrogate:
-    """Makes the surrogate."""
+    """Makes the surrogate.
+
+    Args:
+      space: whose architectures are graphs.
+      width: units of each layer, 1 or more.
+      layers: convolutions over the graph, 1 or more.
+      targets: of `TARGETS`.
+      num_members: networks, 2 or more.
+      num_updates: in each `fit`, which goes on from the last; 0 or more.
+      learning_rate: of AdamW, 0 or more.
+      weight_decay: of AdamW, times the learning rate; 0 or more.
+
+    Raises:
+      InputError: a number is too small, or the targets are none of `TARGETS`.
+    """
+    expect(1, width=width, layers=layers)
     return deep_ensemble(
         space,
         GraphNetwork(width, layers),

@@ -69,7 +69,16 @@ class Kernel(NamedTuple):
 
 def covariance(kernel: Kernel, hyper: Hyperparameters, x: Array, z: Array) -> Array:
     """Of the function at float[M, F] and float[N, F]: float[M, N]."""
-    lengths = jnp.exp(hyper.lengths)[jnp.array(kernel.groups)][None]
-    x, z = x / lengths, z / lengths
+    lengths = jnp.exp(hyper.lengths)
+    if len(lengths) == 1:
+        # So these products leave the loop over updates, and their gradient is none.
+        squared = _squared(x, z) / lengths[0] ** 2
+    else:
+        each = lengths[jnp.array(kernel.groups)][None]
+        squared = _squared(x / each, z / each)
+    return jnp.exp(hyper.scale) * kernel.shape(squared)
+
+
+def _squared(x, z):
     sums = (x**2).sum(1)[:, None] + (z**2).sum(1)[None]
-    return jnp.exp(hyper.scale) * kernel.shape(jnp.maximum(sums - 2 * x @ z.T, 0))
+    return jnp.maximum(sums - 2 * x @ z.T, 0)

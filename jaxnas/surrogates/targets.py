@@ -51,11 +51,16 @@ def to_targets(history: History, name: str) -> tuple[Array, Scale]:
 
 
 def _standard(history):
-    fitness, count = history.fitness, jnp.maximum(history.known.sum(), 1)
-    mean = jnp.where(history.known, fitness, 0.0).sum() / count
-    apart = jnp.where(history.known, fitness - mean, 0.0)
+    known, count = history.known, jnp.maximum(history.known.sum(), 1)
+    # From the best on, or else what is equal would be apart by a rounded mean.
+    best = jnp.max(jnp.where(known, history.fitness, -jnp.inf))
+    best = jnp.where(known.any(), best, 0.0)
+    fitness = jnp.where(known, history.fitness - best, 0.0)
+    mean = fitness.sum() / count
+    apart = jnp.where(known, fitness - mean, 0.0)
     deviation = jnp.sqrt((apart**2).sum() / count)
     deviation = jnp.where(deviation > 0, deviation, 1.0)
+    mean = best + mean
     ends = jnp.array([-1.0, 1.0], fitness.dtype)
     slopes = jnp.full(2, deviation)
     return apart / deviation, Scale(ends, mean + deviation * ends, slopes)
