@@ -8,7 +8,7 @@ from jaxnas.base import OK, Evaluator, Feedback, SearchSpace, Surrogate
 
 
 def worth_of(space: SearchSpace) -> jax.Array:
-    """Of each choice, float32[D, K]; sums are exact and all different in small spaces."""
+    """Of each choice, float32[D, K]; sums are exact and differ in small spaces."""
     shape = len(space.num_choices), max(space.num_choices)
     powers = 2.0 ** -np.arange(shape[0] * shape[1])
     return jnp.array(np.random.default_rng(0).permutation(powers).reshape(shape))

@@ -1,18 +1,26 @@
-"""Tables: what is read back, and what is refused in one line."""
+"""Tables: what is read back, and what is refused in one line; surrogates in rows."""
 
 import contextlib
 import itertools
 import math
 import pickle
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from running import assert_refused, run_here
 
-from jaxnas import benchmarks
-from jaxnas.base import InputError, Table
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments" / "benchmarks"))
+
+import surrogates  # noqa: E402
+import surrogates_scaling  # noqa: E402
+
+from jaxnas import benchmarks  # noqa: E402
+from jaxnas.base import InputError, Table  # noqa: E402
 
 NAMES = "valid_acc", "test_acc", "cost", "parameters", "flops"
 NAMES += "valid_acc_std", "test_acc_std"
@@ -209,3 +217,67 @@ def test_operations_out_of_range_are_refused(tmp_path):
     }
     np.savez(tmp_path / "cells.npz", **arrays)
     assert "ops from 0 to 4" in refusal(tmp_path / "cells.npz")
+
+
+def surrogates_run(monkeypatch, capsys):
+    """The benchmark of surrogates at sizes that compile more than they run."""
+    run = run_here(_Experiment, monkeypatch, capsys)
+    sizes = "--points 12 --predicted 5 --problems 3 --timed-problems 2 --repeats 1"
+    return lambda *args: run(*sizes.split(), "--side-repeats", "1", *args)
+
+
+class _Experiment:
+    main = staticmethod(surrogates.experiment)
+    PRESETS = surrogates.PRESETS
+
+
+def test_surrogates_are_timed_beside_scikit_learn(monkeypatch, capsys):
+    rows = ["gp, 1 start", "random_forest"]
+    sizes = ["--sizes", "8", "16", "--sklearn-points", "8", "--updates", "1"]
+    run = surrogates_run(monkeypatch, capsys)
+    code, out, err = run("--rows", *rows, *sizes)
+    assert code == 0, err
+    assert [line.split(":")[0] for line in err.splitlines()] == [
+        *(row for row in rows for _ in range(2)),
+        "8 points",
+        "16 points",
+    ]
+    for row in rows:
+        found = [line.split(row)[1].split() for line in out if row in line][:2]
+        assert [cells[0] for cells in found] == ["1", "3"]
+        for _, _, ours, theirs, ratio, *nats in found:
+            expected = float(theirs) / float(ours)
+            assert float(ratio) == pytest.approx(expected, rel=0.2, abs=0.1)
+            assert len(nats) == 2 * (row == rows[0])
+            if nats:  # as likely as there, but for its bounds
+                assert float(nats[0]) == pytest.approx(float(nats[1]), abs=0.5)
+    assert any("2 of 3 problems" in line for line in out)
+    small, big = (line.split() for line in out if line.split()[:1] in (["8"], ["16"]))
+    assert len(small) == 7  # no exponent yet
+    assert len(big) == 8  # of three quantities, and nothing of scikit-learn
+    assert any("up to 8 points" in line for line in out)
+
+
+def test_exponents_are_those_of_the_points():
+    found = [
+        surrogates_scaling.Size(n, 1, n**3.0, n**2.0, n**0.5, math.nan, 1)
+        for n in (10, 30, 70)
+    ]
+    for field, power in {"gradient": 3, "predict": 2, "memory": 0.5}.items():
+        first, *others = surrogates_scaling.exponents(found, field)
+        assert math.isnan(first)
+        np.testing.assert_allclose(others, power)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--points", "1"], "--points of 2 or more, but got 1"),
+        (["--problems", "0"], "--problems of 1 or more, but got 0"),
+        (["--sizes", "1"], "--sizes of 2 or more"),
+        (["--rows", "forest"], "--rows of gp, 1 start; "),
+        (["--benchmark", "digits"], "expected a table of nasbench201"),
+    ],
+)
+def test_surrogates_refuse_wrong_flags(monkeypatch, capsys, args, says):
+    assert_refused(surrogates_run(monkeypatch, capsys)(*args), says)

@@ -33,7 +33,8 @@ PAIRS = [
 ]
 # By module: tests of the same two members follow each other and share programs.
 every_pair = pytest.mark.parametrize(("space_name", "name"), PAIRS, scope="module")
-DESCENDS = (*NEED_GRADIENT, "enas", "reinforce")
+# What of floats XLA rounds by the program around it; a surrogate's fit descends too.
+DESCENDS = (*NEED_GRADIENT, *NEED_SURROGATE, "enas", "reinforce")
 # Three more programs a pair.
 some_pairs = pytest.mark.parametrize(
     ("space_name", "name"),
@@ -93,7 +94,8 @@ class Members(NamedTuple):
 @functools.cache
 def members(space_name: str, name: str) -> Members:
     space = SPACES[space_name]()
-    model = gp(space, num_starts=2, num_updates=2)
+    # Updates would amplify the last bits; what is told changes its posterior anyway.
+    model = gp(space, num_starts=1, num_updates=0)
     given = (space, model) if name in NEED_SURROGATE else (space,)
     strategy, traced = STRATEGIES[name](*given), []
 
@@ -251,7 +253,7 @@ def test_seeds_are_runs_side_by_side(space_name, name):
         alone = run(given, host_scan, key)
         states = jax.tree.map(lambda leaf: leaf[i], together.states)  # noqa: B023
         log = jax.tree.map(lambda leaf: leaf[:, i], together.log)  # noqa: B023
-        if name in NEED_GRADIENT:
+        if name in (*NEED_GRADIENT, *NEED_SURROGATE):
             assert_trees_close((states, log), alone[:2])
         else:
             assert_trees_equal((states, log), alone[:2])

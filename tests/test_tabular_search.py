@@ -21,7 +21,12 @@ from jaxnas.incumbents import accuracy_at, bootstrap, cut, final_accuracy, follo
 from jaxnas.search import incumbent, search
 from jaxnas.spaces.categorical import categorical
 from jaxnas.spaces.nasbench201 import nasbench201
-from jaxnas.strategies import NEED_GRADIENT, STRATEGIES
+from jaxnas.strategies import (
+    NEED_GRADIENT,
+    NEED_OBJECTIVES,
+    NEED_SURROGATE,
+    STRATEGIES,
+)
 
 ROOT = Path(__file__).parents[1]
 NASBENCH201 = ROOT.parent / "shared" / "data" / "nas" / "nasbench201.npz"
@@ -159,8 +164,19 @@ def test_results_are_those_of_the_searches(run, flags, tmp_path):
 def test_every_strategy_is_run_by_default(experiment, flags):
     config = cli.parse(experiment.PRESETS, [*map(str, flags), "--queries", "100"])
     _, problem = experiment.build(config)
-    assert set(problem.strategies) == set(STRATEGIES) - {*NEED_GRADIENT, "enas"}
+    apart = {*NEED_GRADIENT, *NEED_OBJECTIVES, *NEED_SURROGATE, "enas"}
+    assert set(problem.strategies) == set(STRATEGIES) - apart
     assert problem.left_out == []
+
+
+def test_strategies_with_a_surrogate_are_run_where_one_is_named(run, flags, tmp_path):
+    names = "bayesian_optimization", "predictor_search"
+    given = *flags, "--queries", 20, "--seeds", 2, "--surrogate", "gp"
+    code, *_ = run(*given, "--strategies", *names, "--workdir", tmp_path / "run")
+    assert code == 0
+    found = json.loads((tmp_path / "run" / "result.json").read_text())["strategies"]
+    assert set(found) == set(names)
+    assert all(0 < row["mean"] <= 90 for row in found.values())
 
 
 def test_killed_run_goes_on_with_the_next_strategy(
@@ -309,6 +325,7 @@ def assert_refused(outcome: tuple[int, list[str], str], *says: str) -> None:
         ("--signal f1_16ep", ["valid_acc_16ep", "got f1_16ep"]),
         ("--signal x", ["valid_acc_4ep", "got x"]),
         ("--strategies random_search magic", ["random_search", "got magic"]),
+        ("--strategies predictor_search", ["--surrogate for predictor_search", "gp"]),
         ("--strategies differentiable", ["got differentiable"]),
         ("--signal loss_16ep --strategies hyperband", ["two budgets", "has 1"]),
         ("--queries 0", ["--queries of 1 or more", "got 0"]),

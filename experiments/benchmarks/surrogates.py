@@ -9,9 +9,11 @@ table has medians, and how many times as long scikit-learn takes. The Gaussian p
 is also timed by its number of points, up to 5,000, with the memory of its program.
 Fitness is synthetic, or that of a table (--benchmark nasbench201.npz).
 
-About five minutes on two CPU cores. To expect there: one Gaussian process takes a tenth
-of scikit-learn's time, an ensemble half; forests and support vectors, which are
-scikit-learn's own, about as long as there.
+Some twenty minutes on two CPU cores, most of them for the networks and forests of 200
+problems: --problems 20 takes five. To expect there: a Gaussian process ten times as
+fast as scikit-learn's or more, ensembles seven times; forests and support vectors,
+which are scikit-learn's own, about as fast. scikit-learn's processes are slower where
+others keep its BLAS's threads waiting: OPENBLAS_NUM_THREADS=1 helps them.
 """
 
 import math

@@ -109,8 +109,8 @@ def show_sizes(config: Any, found: Sequence[Size]) -> None:
     """Prints the table: quantities, each with its exponent."""
     print(
         f"\nGaussian process by its points: seconds of a likelihood gradient and to "
-        f"predict\n{config.predicted}, MB of a fit's program ({config.updates} updates); "
-        "^ is the exponent since the row above"
+        f"predict\n{config.predicted}, MB of a fit's program; "
+        "^ is the exponent between rows"
     )
     fields = {"gradient": ".5f", "predict": ".5f", "memory": ".2f"}
     fields |= {"gradient_theirs": ".5f", "predict_theirs": ".5f"}

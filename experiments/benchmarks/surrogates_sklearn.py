@@ -31,7 +31,7 @@ def process(x: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> Any:
 def perceptrons(x: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> Any:
     """Five, each on resampled points, 200 updates from all of them."""
     network = MLPRegressor(
-        (64, 64),
+        hidden_layer_sizes=(64, 64),
         batch_size=len(x),
         learning_rate_init=1e-2,
         alpha=1e-3,

@@ -96,7 +96,7 @@ def tabular(
         (-fitness if minimize else fitness)[order],
         cost[order],
         columns[test][order, place],
-        np.stack([columns[c][order, place] for c in costs], 1) if costs else None,
+        jnp.stack([columns[c][order, place] for c in costs], 1) if costs else None,
     )
 
     def look_up(data: TabularData, arch: Array, budget: Array):

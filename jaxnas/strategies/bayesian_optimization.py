@@ -54,8 +54,8 @@ def bayesian_optimization(
     """Makes the strategy.
 
     Candidates are mutants of the best architectures so far, half of them by one edit
-    and half by two, and random ones. An architecture that was asked, or one equal to
-    it, is not asked again while there is another candidate.
+    and half by two, and random ones. After the initial ones, an architecture that was
+    asked, or one equal to it, is not asked again while there is another candidate.
 
     Args:
       space: what is searched.

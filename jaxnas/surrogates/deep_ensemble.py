@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxnas.base import Array, History, PyTree, SearchSpace, Surrogate
 from jaxnas.surrogates.checks import expect
+from jaxnas.surrogates.linalg import one_by_one
 from jaxnas.surrogates.targets import (
     Scale,
     check_targets,
@@ -81,19 +82,24 @@ def deep_ensemble(
         scale = to_targets(history, targets)[1]
         return EnsembleState(training, counts.astype(jnp.float32), scale)
 
+    @one_by_one  # one ensemble stays in a core's cache, many do not
+    def learn_all(key, training, batch):
+        encoded, y, counts = batch
+
+        def learned(training, counts):
+            def descend(_, training):
+                return update(key, training, (encoded, y, counts))[0]
+
+            return lax.fori_loop(0, num_updates, descend, training)
+
+        return jax.vmap(learned)(training, counts)
+
     def fit(key: Array, state: EnsembleState, history: History) -> EnsembleState:
         y, scale = to_targets(history, targets)
         encoded = jax.vmap(encode)(history.arch)
 
-        def learned(training, counts):
-            batch = encoded, y, counts * history.known
-
-            def descend(_, training):
-                return update(key, training, batch)[0]
-
-            return lax.fori_loop(0, num_updates, descend, training)
-
-        training = jax.vmap(learned)(state.training, state.counts)
+        batch = encoded, y, state.counts * history.known[None]
+        training = learn_all(key, state.training, batch)
         return state._replace(training=training, scale=scale)
 
     def members(state: EnsembleState, arch: Array) -> Array:

@@ -69,7 +69,7 @@ def gp(
       num_starts: R, 1 or more.
       num_updates: of the hyperparameters in each `fit`, which goes on from the last; 0
         or more.
-      learning_rate: of Adam, on their logarithms; 0 or more.
+      learning_rate: the most that an update changes a logarithm by, 0 or more.
 
     Raises:
       InputError: a number is too small, a name unknown, or the encoding does not go

@@ -17,32 +17,38 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.scipy.linalg import solve_triangular
 
-from jaxnas.base import Array
+from jaxnas.base import Array, PyTree
 
 BLOCK = 8  # most rows of a block that is inverted row by row
 
 
-def _one_by_one(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Makes `vmap` of a function a loop on a CPU; it closes over no traced value."""
     mapped = custom_vmap(function)
 
     @mapped.def_vmap
-    def rule(size, batched, stack):
-        del size, batched  # it has one argument
+    def rule(size, batched, *args):
+        def stacked(leaf, is_batched):
+            shape = size, *leaf.shape
+            return leaf if is_batched else jnp.broadcast_to(leaf[None], shape)
+
         found = lax.platform_dependent(
-            stack, cpu=lambda stack: lax.map(mapped, stack), default=jax.vmap(function)
+            jax.tree.map(stacked, args, tuple(batched)),
+            cpu=lambda stack: lax.map(lambda each: mapped(*each), stack),
+            default=lambda stack: jax.vmap(function)(*stack),
         )
-        return found, True
+        return found, jax.tree.map(lambda _: True, found)
 
     return mapped
 
 
-@_one_by_one
+@one_by_one
 def cholesky(matrix: Array) -> Array:
     """The lower factor of float[N, N]; NaN where it is not positive definite."""
     return jnp.linalg.cholesky(matrix)
 
 
-@_one_by_one
+@one_by_one
 def inverse_factor(matrix: Array) -> Array:
     """The inverse of that factor; lower too."""
     return lax.platform_dependent(
