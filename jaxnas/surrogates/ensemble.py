@@ -33,7 +33,7 @@ def ensemble(
     encoding: str | None = None,
     targets: str = "ranks",
     num_members: int = 5,
-    num_updates: int = 200,
+    num_updates: int = 100,
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-3,
 ) -> Surrogate:

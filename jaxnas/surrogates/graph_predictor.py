@@ -41,11 +41,11 @@ class GraphNetwork(nn.Module):
 def graph_predictor(
     space: SearchSpace,
     *,
-    width: int = 64,
+    width: int = 32,
     layers: int = 3,
     targets: str = "ranks",
     num_members: int = 5,
-    num_updates: int = 200,
+    num_updates: int = 100,
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-3,
 ) -> Surrogate:
