@@ -283,6 +283,9 @@ def run_strategy(
             done = spent(follow(whole), problem.unit)[:, -1].min()
             if done >= problem.most * (1 - SLACK):
                 return init, whole
+            if not (logs[-1].proposal.budget > 0).any():
+                print(f"{name}  is at its end, after {done:.6g} {problem.unit}")
+                return init, whole
         raise InputError(
             f"expected {name} to spend {problem.most:.6g} {problem.unit}, but it spent "
             f"{done:.6g} in {len(xs)} steps: ask for less"

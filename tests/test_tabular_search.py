@@ -179,6 +179,23 @@ def test_strategies_with_a_surrogate_are_run_where_one_is_named(run, flags, tmp_
     assert all(0 < row["mean"] <= 90 for row in found.values())
 
 
+def test_strategy_that_ends_before_the_queries_do_is_not_waited_for(
+    run, experiment, flags, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(experiment, "VERIFIED", 4)
+    known = experiment.make
+
+    def shorter(name, space, config, budgets, whole):
+        return known(name, space, config, budgets, whole - 3)
+
+    monkeypatch.setattr(experiment, "make", shorter)
+    given = *flags, "--queries", 20, "--seeds", 2, "--surrogate", "svm"
+    folder = tmp_path / "run"
+    code, out, _ = run(*given, "--strategies", "predictor_search", "--workdir", folder)
+    assert code == 0
+    assert "is at its end, after 17 queries" in "\n".join(out)
+
+
 def test_killed_run_goes_on_with_the_next_strategy(
     run, experiment, flags, tmp_path, monkeypatch
 ):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnas.base import (
     FULL,
@@ -95,6 +96,18 @@ def progressive(
         used = state.score > -jnp.inf
         return Proposal(state.arch, jnp.where(used, budget, 0), jnp.full(beam_size, -1))
 
+    def grow(key: Array, state: ProgressiveState) -> ProgressiveState:
+        memory = state.memory
+        model = surrogate.fit(key, state.model, memory.history)
+        # What the empty one grows to is of the first level, or alone in the second.
+        has_some = (jax.vmap(size)(state.arch) > 0) | (beam_size == 1)
+        parents = (state.score > -jnp.inf) & has_some
+        arch, exist = jax.vmap(grown)(state.arch)
+        arch, exist = arch.reshape(-1, arch.shape[-1]), exist & parents[:, None]
+        mean, _ = surrogate.predict(model, arch)
+        scores = jnp.where(exist.ravel(), mean, -jnp.inf)
+        return ProgressiveState(memory, model, *beam(memory, arch, scores))
+
     def tell(
         key: Array,
         step: Array,
@@ -102,17 +115,17 @@ def progressive(
         proposal: Proposal,
         feedback: Feedback,
     ) -> ProgressiveState:
-        used = proposal.budget > 0
-        place = jnp.where(used, step * beam_size + jnp.arange(beam_size), -1)
+        place = jnp.where(
+            proposal.budget > 0, step * beam_size + jnp.arange(beam_size), -1
+        )
         told = proposal.arch, feedback.fitness
-        memory = remember(space, state.memory, place, *told)
-        model = surrogate.fit(key, state.model, memory.history)
-        # What the empty one grows to is of the first level, or alone in the second.
-        parents = used & ((jax.vmap(size)(proposal.arch) > 0) | (beam_size == 1))
-        arch, exist = jax.vmap(grown)(proposal.arch)
-        arch, exist = arch.reshape(-1, arch.shape[-1]), exist & parents[:, None]
-        mean, _ = surrogate.predict(model, arch)
-        scores = jnp.where(exist.ravel(), mean, -jnp.inf)
-        return ProgressiveState(memory, model, *beam(memory, arch, scores))
+        state = state._replace(memory=remember(space, state.memory, place, *told))
+
+        def end(key: Array, state: ProgressiveState) -> ProgressiveState:
+            return state._replace(score=jnp.full_like(state.score, -jnp.inf))
+
+        # Each level has an operation more. The step is the same for all seeds, so that
+        # this stays a branch under vmap.
+        return lax.cond(step + 1 < num_levels, grow, end, key, state)
 
     return Strategy(init, ask, tell, lambda state, log: incumbent(log))
