@@ -20,11 +20,11 @@ SURROGATES: dict[str, Callable[..., Surrogate]] = {
 """Every surrogate by name, with the space as the one argument that it needs."""
 
 REFITTED: dict[str, dict[str, Any]] = {
-    "ensemble": {"num_updates": 30},
-    "gp": {"num_starts": 1, "num_updates": 10},
-    "graph_predictor": {"num_updates": 10},
-    "random_forest": {"num_trees": 30},
-    "svm": {"num_bags": 5},
+    "ensemble": {"num_updates": 30, "targets": "ranks"},
+    "gp": {"num_starts": 1, "num_updates": 10, "targets": "clipped"},
+    "graph_predictor": {"num_updates": 10, "targets": "ranks"},
+    "random_forest": {"num_trees": 30, "targets": "clipped"},
+    "svm": {"num_bags": 5, "targets": "clipped"},
 }
 """Settings that are cheap enough for a surrogate that is fitted after every step."""
 
@@ -36,4 +36,4 @@ def refitted(name: str, space: SearchSpace) -> Surrogate:
       name: of `SURROGATES`.
       space: that is searched.
     """
-    return SURROGATES[name](space, targets="clipped", **REFITTED[name])
+    return SURROGATES[name](space, **REFITTED[name])
