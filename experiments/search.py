@@ -31,7 +31,7 @@ from candidates import (
     make_space,
     train_best,
 )
-from search_plan import plan
+from search_plan import plan, surrogate_of
 from search_results import FAILURES, draw_search, write_candidates
 
 from jaxnas import cli, data, parallel, runs
@@ -43,7 +43,7 @@ from jaxnas.strategies import (
     NEED_SURROGATE,
     STRATEGIES,
 )
-from jaxnas.surrogates import SURROGATES, refitted
+from jaxnas.surrogates import SURROGATES
 
 # Those that need a supernet or objectives, or whose next proposal follows from the
 # last answer.
@@ -110,7 +110,7 @@ def build(
         "beam_size": config.batch,
     }
     if config.strategy in NEED_SURROGATE:
-        given["surrogate"] = refitted(config.surrogate, space)
+        given["surrogate"] = surrogate_of(config.strategy, config.surrogate, space)
     taken = inspect.signature(STRATEGIES[config.strategy]).parameters
     settings = {k: v for k, v in given.items() if k in taken}
     strategy = STRATEGIES[config.strategy](space, **settings)

@@ -1,4 +1,4 @@
-"""How many steps of a search spend the evaluations that were asked for."""
+"""What a search is given: steps for its evaluations, a surrogate for its strategy."""
 
 import inspect
 from math import ceil
@@ -8,9 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import Evaluator, Feedback, Proposal, Strategy
+from jaxnas.base import (
+    Evaluator,
+    Feedback,
+    Proposal,
+    SearchSpace,
+    Strategy,
+    Surrogate,
+)
 from jaxnas.search import search
 from jaxnas.strategies import STRATEGIES
+from jaxnas.surrogates import SURROGATES, refitted
+
+
+def surrogate_of(strategy: str, name: str, space: SearchSpace) -> Surrogate:
+    """The surrogate with settings for how often a strategy fits it."""
+    once = strategy == "predictor_search"
+    return SURROGATES[name](space) if once else refitted(name, space)
 
 
 def plan(config: Any, strategy: Strategy) -> tuple[int, int]:

@@ -7,10 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import cli, runs
-from jaxnas.base import FULL, Array, Evaluator, History, Log, SearchSpace, Surrogate
+from jaxnas.base import (
+    FULL,
+    Array,
+    Evaluator,
+    History,
+    InputError,
+    Log,
+    SearchSpace,
+    Surrogate,
+)
 from jaxnas.metrics import kendall_tau
 from jaxnas.search import incumbent, search
 from jaxnas.strategies.checks import propose
+from jaxnas.strategies.memory import Memory, canonical_keys, was_asked
 from jaxnas.strategies.predictor_search import PredictorState, predictor_search
 from jaxnas.surrogates import SURROGATES
 
@@ -41,15 +51,17 @@ def run_on_table(config: Any, problem: Problem) -> dict[str, Any]:
         evaluator = problem.evaluator._replace(data=data)
         (state, _), log = search(keys, strategy, evaluator, steps)
 
-        def judge(key: Array, model: Any):
+        def judge(key: Array, model: Any, memory: Memory):
             draws = jax.random.split(jax.random.fold_in(key, steps), config.predict)
             archs = jax.vmap(problem.space.sample)(draws)
             mean, deviation = surrogate.predict(model, archs)
             asked = propose(archs, FULL)
             _, feedback = evaluator.evaluate(key, data, (), asked)
-            return mean, deviation, feedback.fitness
+            # What was trained is no test of who learnt from it.
+            new = ~was_asked(memory, canonical_keys(problem.space, archs))
+            return mean, deviation, jnp.where(new, feedback.fitness, jnp.nan)
 
-        judged = jax.vmap(judge)(keys, state.model)
+        judged = jax.vmap(judge)(keys, state.model, state.memory)
         best = jax.vmap(incumbent, 1)(log)
         return state, log, judged, best
 
@@ -69,11 +81,17 @@ def run_for_real(config: Any, problem: Problem, run: runs.Run) -> dict[str, Any]
     steps = -(-config.train // config.batch) - (-config.verify // config.batch)
     rows = []
     for seed in range(config.seeds):
-        key = jax.random.fold_in(jax.random.key(config.seed), seed)
+        # The first keys are of the data and of the final training.
+        key = jax.random.fold_in(jax.random.key(config.seed), 3 + seed)
         name = f"searching_{seed}"
         with cli.phase(run, name, steps, 1, _summarise) as scan:
             (state, _), log = search(key, strategy, problem.evaluator, steps, scan)
         history = state.memory.history
+        if not history.known.sum() > 1:
+            raise InputError(
+                f"expected candidates that can be trained, but {config.train} of "
+                f"{config.train} failed: try another --learning-rate or --space"
+            )
         judged = *cross_validate(key, surrogate, history), history.fitness
         judged = [np.asarray(x)[np.asarray(history.known)] for x in judged]
         rows.append(_row(config, jax.device_get(state), log, judged, incumbent(log)))
@@ -90,7 +108,8 @@ def cross_validate(
     def predict(key: Array, history: History):
         def one(left_out: Array):
             seen = history._replace(known=history.known & (fold != left_out))
-            state = surrogate.fit(key, surrogate.init(key, seen), seen)
+            key_init, key_fit = jax.random.split(key)
+            state = surrogate.fit(key_fit, surrogate.init(key_init, seen), seen)
             return surrogate.predict(state, history.arch)
 
         found = jax.vmap(one)(jnp.arange(FOLDS))
@@ -122,14 +141,15 @@ def _row(
     config: Any, state: PredictorState, log: Log, judged: Any, best: Array
 ) -> dict[str, Any]:
     """What one seed found, as lists."""
-    mean, deviation, measured = map(np.asarray, judged)
+    known = np.isfinite(np.asarray(judged[-1]))
+    mean, deviation, measured = (np.asarray(part)[known] for part in judged)
     asked = log.proposal.budget > 0
     archs, fitness = log.proposal.arch[asked], log.feedback.fitness[asked]
     tests = log.feedback.metrics.get("test_accuracy", log.feedback.fitness)[asked]
     at = int(np.flatnonzero((archs == np.asarray(best)).all(1))[0])
     verified = slice(config.train, None)
     return {
-        "archs": archs[:],
+        "archs": archs,
         "fitness": fitness,
         "cost": float(log.feedback.cost.sum()),
         "judged_predicted": mean,
@@ -137,8 +157,8 @@ def _row(
         "judged_measured": measured,
         "kendall_tau": float(kendall_tau(mean, measured)),
         "coverage": coverage(mean, deviation, measured),
-        "verified_predicted": state.mean,
-        "verified_deviation": state.deviation,
+        "verified_predicted": state.mean[state.is_new],
+        "verified_deviation": state.deviation[state.is_new],
         "verified_measured": fitness[verified],
         "verified_test": tests[verified],
         "best": np.asarray(best),

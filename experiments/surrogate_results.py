@@ -11,8 +11,6 @@ from jaxnas import plots, runs
 from jaxnas.importance import Importance, decision_names
 from jaxnas.incumbents import bootstrap
 
-COST = "parameters"
-
 
 def numbers(values: Any) -> np.ndarray:
     """Reads numbers of which null is one that failed."""
@@ -37,6 +35,7 @@ def summary(config: Any, problem: Problem, found: dict[str, Any]) -> dict[str, A
     best = "best_test" if problem.is_table else "best_fitness"
     result = {
         "problem": problem.name,
+        "is_table": problem.is_table,
         "unit": problem.unit,
         "surrogate": config.surrogate,
         "trained": config.train,
@@ -56,7 +55,9 @@ def summary(config: Any, problem: Problem, found: dict[str, Any]) -> dict[str, A
     if "front" in found:
         result["hypervolume"] = found["front"]["hypervolume"]
     if "importance" in found:
+        cells = problem.space.cells
         result["decisions"] = decision_names(problem.space)
+        result["choices"] = list(cells.op_names) if cells else None
     return result
 
 
@@ -122,8 +123,8 @@ def draw_front(run: runs.Run, problem: Problem, found: dict[str, Any]) -> None:
     figure = plots.plot_front(
         found["points"],
         evaluated=tuple(found["evaluated"]),
-        xlabel=COST,
-        ylabel=problem.unit,
+        xlabel=found["cost"],
+        ylabel=found["worth"],
         title=f"Pareto fronts on {problem.name}",
     )
     plots.save(figure, run.path("front.png"))
@@ -152,7 +153,7 @@ def show(result: dict[str, Any]) -> None:
         title_justify="left",
     )
     columns = ["", f"predicted {unit}", "measured"]
-    columns += ["test accuracy %"] if "best_test_accuracy" in result else []
+    columns += ["test accuracy %"] if result["is_table"] else []
     for name in columns:
         table.add_column(name, justify="right")
     verified = {name: numbers(row) for name, row in result["verified"].items()}
@@ -232,5 +233,6 @@ def show_importance(console: rich.console.Console, result: dict[str, Any]) -> No
     rows = zip(result["decisions"], found["main"], found["total"], strict=True)
     for (name, main, total), means in zip(rows, found["marginal"], strict=True):
         best = int(np.nanargmax(numbers(means)))
-        table.add_row(name, f"{main:.3f}", f"{total:.3f}", str(best))
+        choice = result["choices"][best] if result["choices"] else str(best)
+        table.add_row(name, f"{main:.3f}", f"{total:.3f}", choice)
     console.print(table)

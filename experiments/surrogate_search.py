@@ -40,12 +40,13 @@ from surrogate_study import study
 from tabular_search import default_signal
 
 from jaxnas import benchmarks, cli, data, parallel, runs
-from jaxnas.base import Evaluator, InputError, Table
+from jaxnas.base import Evaluator, InputError, SearchSpace, Table
 from jaxnas.benchmarks import split_column
-from jaxnas.evaluators.objectives import size_costs
+from jaxnas.evaluators.objectives import Cost, latency, size_costs
 from jaxnas.evaluators.tabular import tabular
 from jaxnas.spaces import space_of
 from jaxnas.strategies.acquisitions import ACQUISITIONS
+from jaxnas.strategies.memory import canonical_keys
 from jaxnas.surrogates import SURROGATES
 
 PARTS = "study", "acquisition", "front", "importance"
@@ -84,6 +85,10 @@ class Config(TrainingConfig):
     """Of the search by acquisition."""
     front_queries: int = 500
     """Of the search for the front, on tables."""
+    front_signal: str | None = None
+    """The column that is to be much there; the largest test accuracy by default."""
+    cost: Literal["parameters", "flops", "latency"] = "parameters"
+    """What is to be little there; latency is measured, of what was trained for real."""
     reference: float = 80.0
     """Worth of the hypervolume's reference point; its cost is the largest there is."""
 
@@ -106,9 +111,10 @@ def main(config: Config) -> None:
         check_training(config, dataset)
         space, size = make_space(config, dataset)
         evaluator = make_evaluator(config, dataset, space, size)
-        problem = Problem(
-            space, evaluator, False, dataset.name, f"{config.fitness} (%)", 100.0
-        )
+        is_loss = config.fitness == "cross_entropy"
+        unit = "-cross entropy (nats)" if is_loss else f"{config.fitness} (%)"
+        factor = 1.0 if is_loss else 100.0
+        problem = Problem(space, evaluator, False, dataset.name, unit, factor)
         work_with = partial(work_for_real, config, problem, dataset, size)
     columns = ("fitness", "failed", "train_loss", "train_accuracy")
     cli.run_or_show(config, columns, work_with, show)
@@ -141,11 +147,14 @@ def on_table(config: Config) -> tuple[Config, Problem, Table]:
     config = replace(config, dataset=dataset, signal=signal)
     space = space_of(table)
     evaluator = tabular(space, table, dataset, signal=signal)
-    most = max(config.train + config.verify, *config.sizes)
-    if len(table.archs) <= most:
+    fits = tuple(n for n in config.sizes if n <= len(table.archs) - LEAST_TESTED)
+    if len(fits) < len(config.sizes) and "study" in config.parts:
+        print(f"{table.name} has {len(table.archs)} architectures: sizes are {fits}")
+    config = replace(config, sizes=fits)
+    if config.train + config.verify >= len(table.archs):
         raise InputError(
-            f"expected less than the {len(table.archs)} architectures of {table.name}, "
-            f"but got {most}: lower --train or --sizes"
+            f"expected --train below the {len(table.archs)} architectures of "
+            f"{table.name}, but got {config.train}: lower it"
         )
     name = " ".join(dict.fromkeys((table.name, dataset)))
     problem = Problem(space, evaluator, True, name, signal, 1.0)
@@ -163,10 +172,9 @@ def work_on_table(
     values = np.asarray(table.columns[str(config.signal)])
     fitness = values[:, table.datasets.index(config.dataset)]
     found = {"recipe": run.once("recipe", partial(run_on_table, config, problem))}
+    archs = np.asarray(table.archs)
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "study": lambda: study(
-            problem.space, np.asarray(table.archs), fitness, config.sizes, config.seeds
-        ),
+        "study": partial(study_all, config, problem, archs, fitness, run),
         "acquisition": partial(acquired, config, problem),
         "front": partial(fronts, config, problem, front),
         "importance": lambda: explained(config, problem, found["recipe"]["seeds"][0]),
@@ -177,23 +185,57 @@ def work_on_table(
     return summary(config, problem, found)
 
 
+def study_all(
+    config: Config,
+    problem: Problem,
+    archs: np.ndarray,
+    fitness: np.ndarray,
+    run: runs.Run,
+) -> dict[str, Any]:
+    """The study of all sizes, each kept when it is done: name -> size -> how well."""
+    found: dict[str, Any] = {}
+    for size in config.sizes:
+        work = partial(study, problem.space, archs, fitness, size, config.seeds)
+        for name, row in run.once(f"study_{size}", work).items():
+            found.setdefault(name, {})[size] = row
+    return found
+
+
 def with_cost(config: Config, problem: Problem, table: Table) -> Evaluator:
-    """The evaluator of the table with parameters as a cost."""
-    named = [name for name in table.columns if split_column(name)[0] == "parameters"]
+    """The evaluator of the table with a cost, and worth by the test accuracy."""
+    if config.cost == "latency":
+        raise InputError(
+            "expected --cost parameters or flops on a table, but got latency: it is "
+            "measured with --evaluator population"
+        )
+    named = [name for name in table.columns if split_column(name)[0] == config.cost]
     if not named:
         if problem.space.sizes is None:
             raise InputError(
-                f"expected a table with parameters for its front, but {table.name} has "
-                f"none, and of space {problem.space.name} they are not known: leave "
-                "front out of --parts"
+                f"expected a table with {config.cost} for its front, but {table.name} "
+                f"has none, nor does space {problem.space.name} know them: leave front "
+                "out of --parts"
             )
-        cost = size_costs(problem.space, IMAGE)["parameters"]
+        cost = size_costs(problem.space, IMAGE)[config.cost]
         counts = jax.jit(jax.vmap(cost))(table.archs)
-        named = ["parameters_0ep"]
+        named = [f"{config.cost}_0ep"]
         column = jnp.tile(counts[:, None], len(table.datasets))
         table = table._replace(columns={**table.columns, named[0]: column})
-    signal, dataset = str(config.signal), config.dataset
-    return tabular(problem.space, table, dataset, signal=signal, costs=named[-1:])
+    tests = [b for q, b in map(split_column, table.columns) if q == "test_acc"]
+    signal = config.front_signal or (
+        f"test_acc_{max(tests)}ep" if tests else str(config.signal)
+    )
+    cost_column = named[-1:]
+    made = tabular(
+        problem.space, table, config.dataset, signal=signal, costs=cost_column
+    )
+    if not float(np.max(made.data.fitness)) > config.reference:
+        raise InputError(
+            f"expected --reference below the best {signal}, "
+            f"{float(np.max(made.data.fitness)):.6g}, but got {config.reference}: "
+            "lower it"
+        )
+    return made
 
 
 def work_for_real(
@@ -209,23 +251,38 @@ def work_for_real(
     archs = np.concatenate([np.array(row["archs"], np.int32) for row in rows])
     fitness = np.concatenate([np.array(row["fitness"], np.float32) for row in rows])
     archs, fitness = archs[np.isfinite(fitness)], fitness[np.isfinite(fitness)]
-    sizes = tuple(n for n in config.sizes if n <= len(archs) - LEAST_TESTED)
-    cost = partial(size_costs, problem.space, dataset.train_images.shape[1:], **size)
+    keys = canonical_keys(problem.space, jnp.asarray(archs))
+    _, first = np.unique(keys, axis=0, return_index=True)  # of equal ones
+    sizes = tuple(n for n in config.sizes if n <= len(first) - LEAST_TESTED)
+    measured = archs[first], fitness[first]
+    shape = dataset.train_images.shape[1:]
+    cost = cost_of(config, problem.space, shape, size)
+    study_of = replace(config, sizes=sizes)
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "study": lambda: study(problem.space, archs, fitness, sizes, config.seeds),
-        "front": lambda: front_of_evaluated(
-            config, problem, rows, cost()["parameters"]
-        ),
+        "study": partial(study_all, study_of, problem, *measured, run),
+        "front": lambda: front_of_evaluated(config, problem, rows, cost),
         "importance": lambda: explained(config, problem, rows[0]),
     }
     for name in config.parts:
         if name in work:
             found[name] = run.once(name, work[name])
+        else:
+            print(f"{name} is for tables, where a search of its own costs nothing")
     draw(run, problem, found)
     best = max(rows, key=lambda row: row["best_fitness"])["best"]
     arch = np.array(best, np.int32)
     trained = train_best(config, dataset, run, problem.space, arch, size)
-    return summary(config, problem, found) | trained
+    alone = {"mean": trained["test_accuracy"], "ci95_low": None, "ci95_high": None}
+    return summary(config, problem, found) | {"best_test_accuracy": alone} | trained
+
+
+def cost_of(
+    config: Config, space: SearchSpace, shape: tuple[int, ...], size: dict[str, Any]
+) -> Cost:
+    """Makes the cost that is asked for."""
+    if config.cost == "latency":
+        return latency(space, shape, **size)
+    return size_costs(space, shape, **size)[config.cost]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How well surrogates rank, and how sure they are, by how many they have seen.
 
-Beside them, on the same splits, the default models of scikit-learn on one-hot features.
+Beside them, on the same splits, models of scikit-learn on one-hot features: those with
+default settings, and a Gaussian process whose scale and noise are fitted too.
 """
 
 import warnings
@@ -24,7 +25,8 @@ from jaxnas.incumbents import bootstrap
 from jaxnas.surrogates import SURROGATES
 
 NAMESAKES: dict[str, Callable[[], Any]] = {
-    "gp": lambda: GaussianProcessRegressor(
+    "gp": lambda: GaussianProcessRegressor(normalize_y=True),
+    "gp, fitted": lambda: GaussianProcessRegressor(
         ConstantKernel() * RBF() + WhiteKernel(), normalize_y=True
     ),
     "random_forest": lambda: RandomForestRegressor(random_state=0),
@@ -48,42 +50,41 @@ def study(
     space: SearchSpace,
     archs: np.ndarray,
     fitness: np.ndarray,
-    sizes: tuple[int, ...],
+    size: int,
     seeds: int,
 ) -> dict[str, Any]:
-    """Fits every surrogate to random subsets, and asks it about others.
+    """Fits every surrogate to random subsets of a size, and asks it about others.
 
     Args:
       space: of the architectures.
-      archs: int32[A, D], measured.
+      archs: int32[A, D], measured, each once.
       fitness: float32[A].
-      sizes: of the subsets; what is left, up to 1,000, is tested.
-      seeds: subsets of each size.
+      size: of the subsets; what is left, up to 1,000, is tested.
+      seeds: how many subsets.
 
     Returns:
-      name -> size -> Kendall's tau over the seeds (mean, its 95 % interval), and the
-      part of what was measured in the 95 % interval predicted, or None.
+      name -> Kendall's tau over the seeds (mean, its 95 % interval), and the part of
+      what was measured in the 95 % interval predicted, or None.
     """
     features = np.asarray(jax.vmap(encoder(space, "one_hot"))(jnp.asarray(archs)))
-    found: dict[str, Any] = {}
-    for size in sizes:
-        last = min(len(archs), size + MOST_TESTED)
-        splits = [
+    last = min(len(archs), size + MOST_TESTED)
+    splits = np.stack(
+        [
             np.random.default_rng(seed).permutation(len(archs))[:last]
             for seed in range(seeds)
         ]
-        splits_array = np.stack(splits)
-        for name, surrogate in surrogates(space):
-            print(f"{size} architectures: {name}", flush=True)
-            means, deviations = _ours(surrogate, archs, fitness, splits_array, size)
-            rest = fitness[splits_array[:, size:]]
-            found.setdefault(name, {})[size] = _summary(means, rest, deviations)
-        for name, make in NAMESAKES.items():
-            means = np.stack(
-                [_theirs(make(), features, fitness, split, size) for split in splits]
-            )
-            label = f"scikit-learn's {name}"
-            found.setdefault(label, {})[size] = _summary(means, rest, None)
+    )
+    rest = fitness[splits[:, size:]]
+    found: dict[str, Any] = {}
+    for name, surrogate in surrogates(space):
+        print(f"{size} architectures: {name}", flush=True)
+        means, deviations = _ours(surrogate, archs, fitness, splits, size)
+        found[name] = _summary(means, rest, deviations)
+    for name, make in NAMESAKES.items():
+        means = np.stack(
+            [_theirs(make(), features, fitness, split, size) for split in splits]
+        )
+        found[f"scikit-learn's {name}"] = _summary(means, rest, None)
     return found
 
 
@@ -94,7 +95,8 @@ def _ours(surrogate, archs, fitness, splits, size):
     @jax.vmap
     def run(key, arch, fitness, rest):
         history = History(arch, fitness, jnp.ones(size, bool))
-        state = surrogate.fit(key, surrogate.init(key, history), history)
+        key_init, key_fit = jax.random.split(key)
+        state = surrogate.fit(key_fit, surrogate.init(key_init, history), history)
         return surrogate.predict(state, rest)
 
     keys = jax.random.split(jax.random.key(0), len(splits))

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from search_plan import surrogate_of
 from tabular_results import (
     Part,
     draw,
@@ -46,7 +47,7 @@ from jaxnas.strategies import (
     STRATEGIES,
 )
 from jaxnas.strategies.policies import POLICIES
-from jaxnas.surrogates import SURROGATES, refitted
+from jaxnas.surrogates import SURROGATES
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def make(
         "budgets": budgets,
     }
     if name in NEED_SURROGATE:
-        given["surrogate"] = refitted(str(config.surrogate), space)
+        given["surrogate"] = surrogate_of(name, str(config.surrogate), space)
     settings = {k: v for k, v in given.items() if k in known and v is not None}
     population = (known | settings).get("population_size") or 0
     part = budgets[0] / budgets[-1] if "budgets" in known else 1

@@ -16,7 +16,7 @@ from jax import lax
 from jaxnas.base import Array, InputError, SearchSpace
 from jaxnas.encoding import one_hot
 
-ROUNDING = 1e-4  # of the largest prediction: what deviates less is constant
+ROUNDING = 3e-5  # of the largest prediction: what deviates less is constant
 
 
 class Importance(NamedTuple):

@@ -34,7 +34,22 @@ def pareto_front(objectives: Array, known: Array | None = None) -> Array:
       known: bool[N], those that there are; all by default.
     """
     known = usable(objectives, known)
+    if objectives.shape[1] == 2:
+        return known & ~_is_below_stairs(jnp.asarray(objectives), known)
     return known & ~jnp.any(dominates(objectives) & known[:, None], 0)
+
+
+def _is_below_stairs(points, known):
+    """Which of float32[N, 2] one of those known dominates, in O(N log N): bool[N]."""
+    order = jnp.lexsort((-points[:, 1], -points[:, 0]))
+    x, y = points[order].T
+    y_known = jnp.where(known[order], y, -jnp.inf)
+    best = jax.lax.cummax(y_known)  # of those with x as high, and of equal x better y
+    starts = jnp.searchsorted(-x, -x, side="left")  # the first with this very x
+    higher = jnp.where(starts > 0, best[jnp.maximum(starts - 1, 0)], -jnp.inf)
+    equal = best > y  # some of as high x is better by y
+    below = equal | ((higher >= y) & (higher > -jnp.inf))
+    return jnp.zeros(len(points), bool).at[order].set(below)
 
 
 def pareto_ranks(objectives: Array, known: Array | None = None) -> Array:

@@ -14,6 +14,7 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "": "",  # jaxnas/__init__.py
     "base": "",
     "encoding": "base",
+    "checks": "base",
     "draws": "base",
     "incumbents": "base",
     "metrics": "",
@@ -28,11 +29,12 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "search": "base checkpoint",
     "benchmarks": "base",
     "converters": "base benchmarks spaces",
-    "surrogates": "base encoding training",
+    "surrogates": "base checks encoding training",
     "generators": "base encoding training tasks metrics nn",
     "parallel": "base",
     "evaluators": "base benchmarks encoding metrics training tasks data parallel",
-    "strategies": "base draws encoding training metrics pareto search",  # incumbent
+    # search: for `incumbent`
+    "strategies": "base checks draws encoding training metrics pareto search",
     "importance": "base encoding",
     "plots": "base encoding importance",
     "runs": "base checkpoint files",

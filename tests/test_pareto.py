@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from jaxnas.pareto import hypervolume, pareto_front, pareto_ranks
+from jaxnas.pareto import dominates, hypervolume, pareto_front, pareto_ranks
 
 KNOWN = np.array([True, False, True, True, False, True])
 volume_of = jax.jit(hypervolume)
@@ -114,3 +114,15 @@ def test_points_that_are_not_above_the_reference_count_for_nothing():
     assert volume_of(points, reference) == 2
     assert volume_of(points[1:], reference) == 0
     assert volume_of(points, reference, jnp.zeros(3, bool)) == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12)
+)
+@settings(deadline=None, max_examples=60)
+def test_front_of_two_objectives_is_that_of_all_pairs(points):
+    values = np.array(points + [(0, 0)] * (12 - len(points)), np.float32)
+    known = np.arange(12) < len(points)
+    beats = np.asarray(dominates(values)) & known[:, None]
+    expected = known & ~beats.any(0)
+    np.testing.assert_array_equal(pareto_front(values, known), expected)

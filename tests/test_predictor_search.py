@@ -107,3 +107,16 @@ def test_seeds_side_by_side_are_searches():
 def test_wrong_arguments_are_refused_at_build(wrong, expected):
     with pytest.raises(InputError, match=expected):
         predictor_search(SPACE, known_surrogate(SPACE), **wrong)
+
+
+def test_what_is_no_new_architecture_is_padding():
+    space = categorical((3, 2))
+    strategy = predictor_search(
+        space, known_surrogate(space), num_train=4, num_predict=20, num_verify=5
+    )
+    log = search(jax.random.key(0), strategy, known_evaluator(space), 9)[1]
+    arch, budget = np.asarray(log.proposal.arch)[:, 0], log.proposal.budget[:, 0]
+    seen = {tuple(row) for row in arch[:4].tolist()}
+    verified = [tuple(row) for row in arch[4:][np.asarray(budget[4:]) > 0].tolist()]
+    assert len(verified) == len(set(verified)) == 6 - len(seen)
+    assert not set(verified) & seen

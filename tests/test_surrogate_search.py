@@ -152,9 +152,28 @@ def test_real_training_ends_with_a_tested_network(run, tmp_path):
     result = read(folder, "result.json")
     assert 0 <= result["test_accuracy"] <= 100
     assert result["hypervolume"] >= 0
+    assert result["best_test_accuracy"]["mean"] == result["test_accuracy"]
     assert len(read(folder, "recipe.json")["seeds"][0]["archs"]) == 12
     assert "the best, trained on all images" in "\n".join(out)
     assert (folder / "architecture.json").exists()
+
+
+def test_reference_above_all_is_refused(run, done, tmp_path):
+    path = str(done[0].parent / "tiny.npz")
+    folder = tmp_path / "run"
+    given = *TINY.split(), "--benchmark", path, "--workdir", folder
+    outcome = run(*given, "--parts", "front", "--reference", 101)
+    assert_refused(outcome, "--reference below the best test_acc_4ep")
+    assert not folder.exists()
+
+
+def test_sizes_that_the_table_has_not_are_left_out(done, run, tmp_path):
+    path = str(done[0].parent / "tiny.npz")
+    flags = TINY.replace("--sizes 8", "--sizes 500").split()
+    given = *flags, "--benchmark", path, "--workdir", tmp_path / "run"
+    code, out, _ = run(*given, "--parts", "study")
+    assert code == 0
+    assert out[0] == "tiny has 96 architectures: sizes are ()"
 
 
 @pytest.mark.parametrize(
@@ -164,11 +183,12 @@ def test_real_training_ends_with_a_tested_network(run, tmp_path):
         ("--verify 30", "--predict of 30 or more"),
         ("--queries 5", "--queries of 20 or more"),
         ("--parts study --sizes 1", "--sizes of 2 or more"),
-        ("--train 200", "less than the 96 architectures"),
+        ("--train 200", "--train below the 96 architectures"),
         ("--surrogate oracle", "oracle"),
         ("--signal loss_4ep", "loss_4ep"),
         ("--dataset b", "a dataset of a"),
         ("--parts front", "leave front out of --parts"),
+        ("--parts front --cost latency", "--evaluator population"),
         ("--benchmark nowhere.npz", "nowhere.npz"),
     ],
 )

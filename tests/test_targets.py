@@ -15,6 +15,7 @@ from jaxnas.surrogates.targets import (
     prediction,
     to_fitness,
     to_targets,
+    usable,
 )
 
 N = 12
@@ -162,3 +163,24 @@ def test_curve_goes_on_beyond_the_best(name):
 def test_unknown_targets_are_refused():
     with pytest.raises(InputError, match="clipped, ranks, standard, but got raw"):
         check_targets("raw")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_stay_finite_where_one_fitness_is_enormous(name):
+    history = history_of(np.array([90.0, -1e20, 80.0, 85.0]))
+    found = jax.tree.leaves(to_targets(history, name))
+    assert all(np.isfinite(leaf).all() for leaf in found)
+
+
+def test_usable_leaves_out_what_is_not_finite():
+    history = history_of(np.array([90.0, np.nan, 80.0, np.inf]))
+    found = usable(history)
+    np.testing.assert_array_equal(found.known, [True, False, True, False])
+    assert np.isfinite(found.fitness).all()
+
+
+def test_clipped_is_standard_where_half_are_the_best():
+    history = history_of(np.array([90.0, 90.0, 90.0, 80.0, 70.0]))
+    clipped, standard = (to_targets(history, n)[0] for n in ("clipped", "standard"))
+    np.testing.assert_allclose(clipped, standard)
+    assert clipped[3] > clipped[4]

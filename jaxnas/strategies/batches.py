@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnas.base import Array, Feedback, Proposal, PyTree, Strategy
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 
 
 def batched(strategy: Strategy, batch_size: int) -> Strategy:

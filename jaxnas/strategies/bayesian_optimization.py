@@ -22,10 +22,11 @@ from jaxnas.base import (
     Strategy,
     Surrogate,
 )
+from jaxnas.checks import expect
 from jaxnas.draws import below
 from jaxnas.search import incumbent
 from jaxnas.strategies.acquisitions import ACQUISITIONS
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 from jaxnas.strategies.memory import Memory, best_fitness, choose, empty, remember
 
 
@@ -35,7 +36,7 @@ class BayesianState(NamedTuple):
     memory: Memory
     model: PyTree  # of the surrogate
     arch: Array  # int32[B, D]
-    acquisition: Array  # float32[B], theirs; 0 before the surrogate is asked
+    acquisition: Array  # float32[B], theirs; 0: chosen without, or nothing new is left
 
 
 def bayesian_optimization(
@@ -124,6 +125,7 @@ def bayesian_optimization(
             jax.random.split(key_score, batch_size)
         )
         place, found = choose(space, memory, arch, scores)
+        found = jnp.where(jnp.isfinite(found), found, 0.0)
         return BayesianState(memory, model, arch[place], found)
 
     def tell(
@@ -137,7 +139,7 @@ def bayesian_optimization(
         told = proposal.arch, feedback.fitness
         state = state._replace(memory=remember(space, state.memory, place, *told))
         is_last = (step + 1) * batch_size >= num_initial
-        key = jax.random.fold_in(key, 1)
+        key = jax.random.fold_in(key, batch_size)  # none of those that `ask` splits
         return lax.cond(is_last, think, lambda _, state: state, key, state)
 
     return Strategy(init, ask, tell, lambda state, log: incumbent(log))

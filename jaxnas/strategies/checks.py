@@ -1,26 +1,10 @@
 """What strategies check of their arguments, where these are concrete."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxnas.base import Array, InputError, Proposal
-
-
-def expect(least: float, most: float = float("inf"), **values: Any) -> None:
-    """Refuses numbers out of a range; a tracer cannot be compared and passes.
-
-    Raises:
-      InputError: a value is below `least` or above `most`.
-    """
-    for name, value in values.items():
-        if isinstance(value, jax.core.Tracer) or least <= value <= most:
-            continue
-        wanted = (
-            f"from {least} to {most}" if most < float("inf") else f"{least} or more"
-        )
-        raise InputError(f"expected {name} of {wanted}, but got {value}: change it")
+from jaxnas.checks import expect
 
 
 def expect_capacity(population_size: int | Array, capacity: int | None) -> int:

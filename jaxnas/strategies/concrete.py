@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnas.base import Array
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 
 
 def concrete(key: Array, logits: Array, temperature: float | Array) -> Array:

@@ -23,7 +23,7 @@ from jaxnas.base import (
     SearchSpace,
     Strategy,
 )
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 from jaxnas.strategies.skips import limit_skips
 
 

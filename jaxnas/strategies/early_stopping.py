@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import Array, Feedback, InputError, Log, Proposal, PyTree, Strategy
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 
 
 class EarlyStoppingState(NamedTuple):

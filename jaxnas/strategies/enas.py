@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import FULL, Array, Feedback, Log, Proposal, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.encoding import one_hot
-from jaxnas.strategies.checks import expect
 from jaxnas.strategies.policies import Policy, make_policy
 from jaxnas.strategies.policy_gradient import ReinforceState, learner
 

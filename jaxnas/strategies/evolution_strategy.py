@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import FULL, Array, Feedback, Proposal, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.encoding import one_hot
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 
 GRID = 2.0**20
 

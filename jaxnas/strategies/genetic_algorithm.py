@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import FULL, Array, Feedback, Proposal, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.draws import below
 from jaxnas.search import incumbent
 from jaxnas.strategies.batches import batched
-from jaxnas.strategies.checks import expect, expect_capacity, propose
+from jaxnas.strategies.checks import expect_capacity, propose
 
 
 class GeneticState(NamedTuple):

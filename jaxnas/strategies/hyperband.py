@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from jaxnas.base import SearchSpace, Strategy
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 from jaxnas.strategies.halving import check_budgets, follow, make_schedule
 
 

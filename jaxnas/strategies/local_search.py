@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import FULL, Array, Feedback, Proposal, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 
 
 class LocalSearchState(NamedTuple):

@@ -58,6 +58,15 @@ def best_fitness(memory: Memory) -> Array:
     return jnp.where(known.any(), highest, 0.0)
 
 
+def was_asked(memory: Memory, keys: Array) -> Array:
+    """Which of uint32[M, W] are keys of what is remembered: bool[M]."""
+
+    def one(key):
+        return jnp.any((memory.key == key[None]).all(1) & memory.asked)
+
+    return jax.vmap(one)(keys)
+
+
 def choose(
     space: SearchSpace, memory: Memory, arch: Array, scores: Array
 ) -> tuple[Array, Array]:
@@ -74,13 +83,10 @@ def choose(
       is left, and the place is then any.
     """
     keys = canonical_keys(space, arch)
-    seen = jax.vmap(
-        lambda key: jnp.any((memory.key == key[None]).all(1) & memory.asked)
-    )
 
     def take(taken, row):
         free = jnp.where(taken | jnp.isnan(row), -jnp.inf, row)
         place = jnp.argmax(free)
         return taken | (keys == keys[place][None]).all(1), (place, free[place])
 
-    return lax.scan(take, seen(keys), scores)[1]
+    return lax.scan(take, was_asked(memory, keys), scores)[1]

@@ -20,10 +20,11 @@ from jaxnas.base import (
     SearchSpace,
     Strategy,
 )
+from jaxnas.checks import expect
 from jaxnas.draws import below
 from jaxnas.pareto import pareto_front, usable
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 
 Survive = Callable[[Array, Array, int], Array]
 """`survive(objectives, known, size)`: the numbers of those who live on, int32[size].
@@ -114,8 +115,11 @@ def multi_objective(
         return jnp.where(living > 0, child, space.sample(keys[4]))
 
     def ask(key: Array, step: Array, state: MultiObjectiveState) -> Proposal:
-        keys = jax.random.split(key, batch_size * num_tries)
-        random = jax.vmap(space.sample)(keys)
+        number = batch_size * num_tries
+        keys, others = (
+            jax.random.split(part, number) for part in jax.random.split(key)
+        )
+        random = jax.vmap(space.sample)(others)
         # The step is the same for all seeds, so that this stays a branch under vmap.
         archs = lax.cond(
             step * batch_size < population_size,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import Array, InputError, PyTree
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 
 NEVER = -1e30  # the logit of a choice that does not exist: finite, as its gradient
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxnas.base import Array, Feedback, Proposal, PyTree, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.encoding import one_hot
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 from jaxnas.strategies.policies import Policy
 
 

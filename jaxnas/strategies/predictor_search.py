@@ -19,8 +19,8 @@ from jaxnas.base import (
     Strategy,
     Surrogate,
 )
+from jaxnas.checks import expect
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect
 from jaxnas.strategies.memory import Memory, choose, empty, remember
 
 
@@ -32,6 +32,7 @@ class PredictorState(NamedTuple):
     arch: Array  # int32[K, D], best first
     mean: Array  # float32[K], their fitness as predicted
     deviation: Array  # float32[K]
+    is_new: Array  # bool[K]; false: there were fewer new ones, and it is padding
 
 
 def predictor_search(
@@ -70,9 +71,9 @@ def predictor_search(
     def init(key: Array) -> PredictorState:
         memory = empty(space, num_train)
         arch = jnp.zeros((num_verify, len(space.num_choices)), jnp.int32)
-        zeros = jnp.zeros(num_verify)
+        zeros, none = jnp.zeros(num_verify), jnp.zeros(num_verify, bool)
         model = surrogate.init(key, memory.history)
-        return PredictorState(memory, model, arch, zeros, zeros)
+        return PredictorState(memory, model, arch, zeros, zeros, none)
 
     def ask(key: Array, step: Array, state: PredictorState) -> Proposal:
         places = jnp.arange(batch_size)
@@ -81,11 +82,12 @@ def predictor_search(
             drawn = jax.vmap(space.sample)(jax.random.split(key, batch_size))
             return drawn, step * batch_size + places < num_train
 
-        def verify(arch):
+        def verify(state):
             place = (step - train_steps) * batch_size + places
-            return arch[jnp.minimum(place, num_verify - 1)], place < num_verify
+            at = jnp.minimum(place, num_verify - 1)
+            return state.arch[at], (place < num_verify) & state.is_new[at]
 
-        arch, used = lax.cond(step < train_steps, train, verify, state.arch)
+        arch, used = lax.cond(step < train_steps, train, verify, state)
         return Proposal(arch, jnp.where(used, budget, 0), jnp.full(batch_size, -1))
 
     def predict(key: Array, state: PredictorState) -> PredictorState:
@@ -94,8 +96,8 @@ def predictor_search(
         arch = jax.vmap(space.sample)(jax.random.split(key_sample, num_predict))
         mean, deviation = surrogate.predict(model, arch)
         scores = jnp.broadcast_to(mean[None], (num_verify, num_predict))
-        place, _ = choose(space, state.memory, arch, scores)
-        told = arch[place], mean[place], deviation[place]
+        place, found = choose(space, state.memory, arch, scores)
+        told = arch[place], mean[place], deviation[place], found > -jnp.inf
         return PredictorState(state.memory, model, *told)
 
     def tell(
@@ -113,7 +115,7 @@ def predictor_search(
 
         # The step is the same for all seeds, so that these stay branches under vmap.
         state = lax.cond(step < train_steps, learn, lambda state: state, state)
-        key = jax.random.fold_in(key, 1)
+        key = jax.random.fold_in(key, batch_size)  # none of those that `ask` splits
         is_last = step == train_steps - 1
         return lax.cond(is_last, predict, lambda _, state: state, key, state)
 

@@ -22,8 +22,8 @@ from jaxnas.base import (
     Strategy,
     Surrogate,
 )
+from jaxnas.checks import expect
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect
 from jaxnas.strategies.memory import Memory, choose, empty, remember
 
 
@@ -45,10 +45,10 @@ def progressive(
 ) -> Strategy:
     """Makes the strategy; its proposals are the beam of a level.
 
-    Operations are decisions that differ from `space.empty`. The first step asks that
-    and random architectures of one operation, each later one those of one operation
-    more, or of as few more as an edit can add. Where there is none with more, steps
-    are padding.
+    Operations are decisions that differ from `space.empty`; where that is made of skip
+    connections, none is an operation too. The first step asks the empty architecture
+    and random ones of one operation, each later step those of one operation more, or
+    of as few more as an edit can add. Where there is none with more, steps are padding.
 
     Args:
       space: what is searched; it must know an empty architecture.

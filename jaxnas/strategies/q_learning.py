@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import FULL, Array, Feedback, Proposal, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.encoding import one_hot
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 
 EPSILONS = np.array([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], np.float32)
 LENGTHS = np.array([1500, 100, 100, 100, 150, 150, 150, 150, 150, 150])

@@ -7,8 +7,9 @@ baseline of architecture search too (Li and Talwalkar 2019, arXiv:1902.07638).
 import jax
 
 from jaxnas.base import FULL, Array, Proposal, SearchSpace, Strategy
+from jaxnas.checks import expect
 from jaxnas.search import incumbent
-from jaxnas.strategies.checks import expect, propose
+from jaxnas.strategies.checks import propose
 
 
 def random_search(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnas.base import Array, InputError, SearchSpace
+from jaxnas.checks import expect
 from jaxnas.encoding import is_skip
-from jaxnas.strategies.checks import expect
 
 
 def limit_skips(

@@ -6,7 +6,7 @@ Jamieson and Talwalkar 2016, arXiv:1502.07943.
 from collections.abc import Sequence
 
 from jaxnas.base import SearchSpace, Strategy
-from jaxnas.strategies.checks import expect
+from jaxnas.checks import expect
 from jaxnas.strategies.halving import check_budgets, follow, make_schedule
 
 

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from jaxnas.base import Array, History, PyTree, SearchSpace, Surrogate
-from jaxnas.surrogates.checks import expect
+from jaxnas.checks import expect
 from jaxnas.surrogates.linalg import one_by_one
 from jaxnas.surrogates.targets import (
     Scale,
@@ -22,6 +22,7 @@ from jaxnas.surrogates.targets import (
     prediction,
     to_fitness,
     to_targets,
+    usable,
 )
 from jaxnas.training import TrainState, init_state, init_variables, make_update
 
@@ -78,8 +79,8 @@ def deep_ensemble(
 
         training = jax.vmap(start)(jax.random.split(key, num_members))
         shape = num_members, len(history.known)
-        counts = jax.random.poisson(jax.random.fold_in(key, 1), 1.0, shape)
-        scale = to_targets(history, targets)[1]
+        counts = jax.random.poisson(jax.random.fold_in(key, num_members), 1.0, shape)
+        scale = to_targets(usable(history), targets)[1]
         return EnsembleState(training, counts.astype(jnp.float32), scale)
 
     @one_by_one  # one ensemble stays in a core's cache, many do not
@@ -95,6 +96,7 @@ def deep_ensemble(
         return jax.vmap(learned)(training, counts)
 
     def fit(key: Array, state: EnsembleState, history: History) -> EnsembleState:
+        history = usable(history)
         y, scale = to_targets(history, targets)
         encoded = jax.vmap(encode)(history.arch)
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from jaxnas.base import Array, SearchSpace, Surrogate
+from jaxnas.checks import expect
 from jaxnas.encoding import encoder
-from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.deep_ensemble import deep_ensemble
 
 

@@ -14,8 +14,8 @@ import optax
 from jax import lax
 
 from jaxnas.base import Array, History, InputError, PyTree, SearchSpace, Surrogate
+from jaxnas.checks import expect
 from jaxnas.encoding import encoder
-from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.gaussian_process import (
     Posterior,
     condition,
@@ -31,6 +31,7 @@ from jaxnas.surrogates.targets import (
     prediction,
     to_fitness,
     to_targets,
+    usable,
 )
 from jaxnas.training import TrainState, init_state, make_update
 
@@ -103,7 +104,7 @@ def gp(
     def init(key: Array, history: History) -> GPState:
         numbers = jnp.arange(num_starts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-        return shown(jax.vmap(start)(keys, numbers), 0, history)
+        return shown(jax.vmap(start)(keys, numbers), 0, usable(history))
 
     def shown(training: TrainState, best: Array | int, history: History) -> GPState:
         y, scale = to_targets(history, targets)
@@ -112,6 +113,7 @@ def gp(
         return GPState(training, seen, scale)
 
     def fit(key: Array, state: GPState, history: History) -> GPState:
+        history = usable(history)
         y, _ = to_targets(history, targets)
         batch = encode(history.arch), y, history.known
 
@@ -119,9 +121,10 @@ def gp(
             training, best, least = climbing
             new, metrics = update(key, training, batch)
             new = new._replace(params=_bounded(new.params))
-            # Where the covariance is not positive definite, a start stays.
+            # Where the covariance is not positive definite, it goes on from the best.
             finite = jnp.isfinite(metrics["loss"])
-            new = _chosen(finite, new, training)
+            again = training._replace(params=best, opt_state=tx.init(best))
+            new = _chosen(finite, new, again)
             better = metrics["loss"] < least
             best = _chosen(better, training.params, best)
             return new, best, jnp.where(better, metrics["loss"], least)

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxnas.base import Array, Graph, SearchSpace, Surrogate
+from jaxnas.checks import expect
 from jaxnas.encoding import graphs_of
-from jaxnas.surrogates.checks import expect
 from jaxnas.surrogates.deep_ensemble import deep_ensemble
 
 

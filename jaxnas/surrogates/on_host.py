@@ -19,6 +19,7 @@ from jaxnas.surrogates.targets import (
     prediction,
     to_fitness,
     to_targets,
+    usable,
 )
 
 LEAST = 1e-3  # deviation of targets, which themselves have one of about 1
@@ -101,6 +102,7 @@ def on_host(
         )
 
     def init(key: Array, history: History) -> HostState:
+        history = usable(history)
         target, scale = to_targets(history, targets)
         seed = jax.random.bits(key, (), jnp.uint32)
         return HostState(encode(history.arch), target, history.known, scale, seed)

@@ -4,7 +4,7 @@
 normal distribution at its rank (Salinas, Shen and Perrone 2020, arXiv:1909.13595): so
 a few architectures that learn nothing weigh no more than others. `clipped` is for who
 looks for the best: what is further below the median than the best is above it counts as
-just so far below, and then is as `standard`.
+just so far below, unless the median is the best, and then is as `standard`.
 """
 
 from typing import NamedTuple
@@ -38,14 +38,27 @@ def check_targets(name: str) -> None:
         )
 
 
+def usable(history: History) -> History:
+    """Leaves out what is not finite."""
+    known = history.known & jnp.isfinite(history.fitness)
+    return History(history.arch, jnp.where(known, history.fitness, 0.0), known)
+
+
 def to_targets(history: History, name: str) -> tuple[Array, Scale]:
-    """Returns targets float[N], 0 where nothing is known, and the way back."""
+    """Returns targets float[N], 0 where nothing is known, and the way back.
+
+    Args:
+      history: whose fitness is finite where it is known, see `usable`.
+      name: of `TARGETS`.
+    """
     if name == "ranks":
         return _ranks(history)
     if name == "clipped":
         known = jnp.where(history.known, history.fitness, jnp.nan)
         middle, best = jnp.nanmedian(known), jnp.nanmax(known)
-        least = jnp.where(history.known.any(), 2 * middle - best, 0.0)
+        # Where half are as good as the best there is nothing to clip by.
+        clips = history.known.any() & (middle < best)
+        least = jnp.where(clips, 2 * middle - best, -jnp.inf)
         history = history._replace(fitness=jnp.maximum(history.fitness, least))
     return _standard(history)
 
@@ -58,7 +71,9 @@ def _standard(history):
     fitness = jnp.where(known, history.fitness - best, 0.0)
     mean = fitness.sum() / count
     apart = jnp.where(known, fitness - mean, 0.0)
-    deviation = jnp.sqrt((apart**2).sum() / count)
+    most = jnp.max(jnp.abs(apart))
+    most = jnp.where(most > 0, most, 1.0)  # by which squares stay finite
+    deviation = most * jnp.sqrt(((apart / most) ** 2).sum() / count)
     deviation = jnp.where(deviation > 0, deviation, 1.0)
     mean = best + mean
     ends = jnp.array([-1.0, 1.0], fitness.dtype)
