@@ -60,6 +60,7 @@ def acquired(config: Any, problem: Problem) -> dict[str, Any]:
     final = final_accuracy(curves)
     low, high = bootstrap(final)
     return {
+        "name": config.acquisition,
         "queries": grid,
         "acquisition": np.where(is_asked, np.asarray(acquisition).mean(1), np.nan),
         "incumbent_test": accuracy_at(curves, curves.query, grid).mean(0),
@@ -102,14 +103,14 @@ def fronts(config: Any, problem: Problem, evaluator: Evaluator) -> dict[str, Any
         volumes, found = jax.device_get(shares(keys, data))
         return volumes / whole, found
 
-    rows, points = {}, {}
+    rows: dict[str, Any] = {}
+    points = {"the table": _front_of(np.asarray(every))}
     for make in (nsga2, sms_emoa, random_search):
         share, found = run(make(space))
         low, middle, high = np.quantile(share, (0.25, 0.5, 0.75))
         rows[make.__name__] = {"median": middle, "quartiles": [low, high]}
         typical = found[np.argsort(share)[len(share) // 2]]
         points[make.__name__] = _front_of(typical)
-    points["the table"] = _front_of(np.asarray(every))
     return {
         "hypervolume": rows,
         "reference": reference,

@@ -106,7 +106,7 @@ def draw_acquisition(run: runs.Run, problem: Problem, found: dict[str, Any]) -> 
     """What was acquired and found over the queries, the mean over seeds."""
     queries = numbers(found["queries"])
     curves = {
-        "acquisition": "acquisition of what is asked",
+        "acquisition": f"{found['name'].replace('_', ' ')}, of what is asked",
         "incumbent_test": "test accuracy (%)",
     }
     panels = {
@@ -133,8 +133,9 @@ def draw_front(run: runs.Run, problem: Problem, found: dict[str, Any]) -> None:
 def draw_importance(run: runs.Run, problem: Problem, found: dict[str, Any]) -> None:
     """Which decisions matter."""
     cells = problem.space.cells
+    shown = Importance(**{name: numbers(value) for name, value in found.items()})
     figure = plots.plot_importance(
-        Importance(**{name: numbers(value) for name, value in found.items()}),
+        shown._replace(marginal=problem.factor * shown.marginal),
         decision_names(problem.space),
         choices=cells.op_names if cells else None,
         label=f"mean prediction of {problem.unit}",
@@ -168,7 +169,7 @@ def show(result: dict[str, Any]) -> None:
             said = f"{row['mean']:.4g}"
             if row["ci95_low"] is not None:
                 said += f" ({row['ci95_low']:.4g} to {row['ci95_high']:.4g})"
-            print(f"{name.replace('_', ' ')}: {said}, {result['seeds']} seeds")
+            print(f"{name.replace('_', ' ')}: {said}, seeds: {result['seeds']}")
     if "test_accuracy" in result:
         print(f"the best, trained on all images: {result['test_accuracy']:.2f} % test")
     if result.get("study"):
@@ -177,10 +178,10 @@ def show(result: dict[str, Any]) -> None:
         found = result["acquisition"]
         low, high = found["ci95"]
         print(
-            f"Bayesian optimisation: {found['test_accuracy']:.3f} ({low:.3f} to "
-            f"{high:.3f}) after {found['queries'][-1]} queries; a seed takes "
-            f"{found['surrogate_seconds']:.2f} s of the surrogate's, "
-            f"{found['training_cost']:.4g} of simulated training"
+            f"Bayesian optimisation: test accuracy {found['test_accuracy']:.3f} % "
+            f"({low:.3f} to {high:.3f}) after {found['queries'][-1]} queries; for each "
+            f"seed the surrogate takes {found['surrogate_seconds']:.2f} seconds, and "
+            f"training {found['training_cost']:.4g} of the table's seconds or epochs"
         )
     if "hypervolume" in result:
         show_hypervolume(result["hypervolume"])
@@ -210,7 +211,8 @@ def show_study(console: rich.console.Console, study: dict[str, Any]) -> None:
 def show_hypervolume(found: Any) -> None:
     """Prints how much each front dominates."""
     if isinstance(found, float):
-        print(f"hypervolume of what was evaluated: {found:.6g}")
+        hint = "" if found else ": nothing is above --reference"
+        print(f"hypervolume of what was evaluated: {found:.6g}{hint}")
         return
     for name, row in found.items():
         low, high = (100 * x for x in row["quartiles"])
@@ -230,6 +232,9 @@ def show_importance(console: rich.console.Console, result: dict[str, Any]) -> No
     for name in ("decision", "alone", "with others", "best choice"):
         table.add_column(name, justify="right")
     found = result["importance"]
+    if not found["variance"]:
+        print("the surrogate predicts the same everywhere: it needs more to learn from")
+        return
     rows = zip(result["decisions"], found["main"], found["total"], strict=True)
     for (name, main, total), means in zip(rows, found["marginal"], strict=True):
         best = int(np.nanargmax(numbers(means)))

@@ -122,12 +122,13 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Refuses numbers that cannot work."""
-    counts = "train", "verify", "seeds", "front_queries"
+    counts = "train", "verify", "seeds"
     ranges: dict[str, tuple[float, float]] = {name: (1, inf) for name in counts}
     ranges |= {
         "train": (2, inf),
-        "predict": (config.verify, inf),
+        "predict": (config.verify, 100_000),
         "queries": (20, inf),
+        "front_queries": (20, inf),
         "seed": (0, 2**32 - 1),
         "reference": (-inf, inf),
     }
@@ -195,7 +196,8 @@ def study_all(
     """The study of all sizes, each kept when it is done: name -> size -> how well."""
     found: dict[str, Any] = {}
     for size in config.sizes:
-        work = partial(study, problem.space, archs, fitness, size, config.seeds)
+        given = problem.space, archs, fitness, size, config.seeds
+        work = partial(study, *given, config.seed)
         for name, row in run.once(f"study_{size}", work).items():
             found.setdefault(name, {})[size] = row
     return found
@@ -218,7 +220,7 @@ def with_cost(config: Config, problem: Problem, table: Table) -> Evaluator:
             )
         cost = size_costs(problem.space, IMAGE)[config.cost]
         counts = jax.jit(jax.vmap(cost))(table.archs)
-        named = [f"{config.cost}_0ep"]
+        named = [f"{config.cost}_1ep"]
         column = jnp.tile(counts[:, None], len(table.datasets))
         table = table._replace(columns={**table.columns, named[0]: column})
     tests = [b for q, b in map(split_column, table.columns) if q == "test_acc"]
@@ -254,6 +256,8 @@ def work_for_real(
     keys = canonical_keys(problem.space, jnp.asarray(archs))
     _, first = np.unique(keys, axis=0, return_index=True)  # of equal ones
     sizes = tuple(n for n in config.sizes if n <= len(first) - LEAST_TESTED)
+    if len(sizes) < len(config.sizes) and "study" in config.parts:
+        print(f"{len(first)} architectures were trained: sizes are {sizes}")
     measured = archs[first], fitness[first]
     shape = dataset.train_images.shape[1:]
     cost = cost_of(config, problem.space, shape, size)

@@ -52,6 +52,7 @@ def study(
     fitness: np.ndarray,
     size: int,
     seeds: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Fits every surrogate to random subsets of a size, and asks it about others.
 
@@ -61,6 +62,7 @@ def study(
       fitness: float32[A].
       size: of the subsets; what is left, up to 1,000, is tested.
       seeds: how many subsets.
+      seed: what they follow from.
 
     Returns:
       name -> Kendall's tau over the seeds (mean, its 95 % interval), and the part of
@@ -70,8 +72,8 @@ def study(
     last = min(len(archs), size + MOST_TESTED)
     splits = np.stack(
         [
-            np.random.default_rng(seed).permutation(len(archs))[:last]
-            for seed in range(seeds)
+            np.random.default_rng((seed, number)).permutation(len(archs))[:last]
+            for number in range(seeds)
         ]
     )
     rest = fitness[splits[:, size:]]

@@ -12,7 +12,7 @@ from jaxnas.encoding import encoder
 from jaxnas.search import host_scan
 from jaxnas.spaces.categorical import categorical
 from jaxnas.spaces.nasbench201 import nasbench201
-from jaxnas.surrogates.on_host import LEAST
+from jaxnas.surrogates.on_host import LEAST, _pieces
 from jaxnas.surrogates.random_forest import random_forest
 from jaxnas.surrogates.svm import svm
 
@@ -233,3 +233,11 @@ def test_large_batches_come_through_a_compiled_program():
 def test_wrong_arguments_are_refused_at_build(name, wrong, expected):
     with pytest.raises(InputError, match=expected):
         MAKERS[name](**wrong)
+
+
+def test_what_comes_to_the_host_is_copied_at_once():
+    rows = jnp.arange(300 * 160, dtype=jnp.float32).reshape(300, 160)
+    pieces = _pieces(rows)
+    assert all(piece.nbytes <= 100 * 1024 for piece in pieces)
+    np.testing.assert_array_equal(np.concatenate(pieces), rows)
+    assert len(_pieces(jnp.zeros((2, 10**6)))) == 2

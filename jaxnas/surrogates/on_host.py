@@ -22,6 +22,9 @@ from jaxnas.surrogates.targets import (
     usable,
 )
 
+# XLA leaves copies of more than 100 KiB to another thread, for which a call of the host
+# would wait for ever where all are at work, as under `parallel.use_cpu_cores`.
+PIECE = 2**16
 LEAST = 1e-3  # deviation of targets, which themselves have one of about 1
 
 FitPredict = Callable[
@@ -73,7 +76,12 @@ def on_host(
 
     def on_all(*args):
         """Of problems along any number of first axes: float32[..., M], three times."""
-        *given, draws = map(np.asarray, args)
+        x, target, known, seed, wanted, draws = args
+        x, wanted = (
+            np.concatenate([np.asarray(piece) for piece in rows], np.ndim(draws))
+            for rows in (x, wanted)
+        )
+        *given, draws = map(np.asarray, (x, target, known, seed, wanted, draws))
         # These axes are of length 1 where an argument is the same along them: a model
         # of which there are many draws is fitted once.
         axes = draws.ndim
@@ -95,10 +103,15 @@ def on_host(
     def ask(state: HostState, arch: Array, draw: Array) -> tuple[Array, ...]:
         wanted = encode(arch)
         each = jax.ShapeDtypeStruct((len(wanted),), jnp.float32)
-        given = state.x, state.target, state.known, state.seed
+        given = _pieces(state.x), state.target, state.known, state.seed
         # A batch comes to the host in one call.
         return jax.pure_callback(
-            on_all, (each,) * 3, *given, wanted, draw, vmap_method="expand_dims"
+            on_all,
+            (each,) * 3,
+            *given,
+            _pieces(wanted),
+            draw,
+            vmap_method="expand_dims",
         )
 
     def init(key: Array, history: History) -> HostState:
@@ -120,6 +133,12 @@ def on_host(
         return to_fitness(state.scale, ask(state, arch, draw)[2])
 
     return Surrogate(init, fit, predict, sample)
+
+
+def _pieces(rows: Array) -> list[Array]:
+    """Splits float32[N, F] into parts of `PIECE` bytes or less, as far as rows are."""
+    size = max(PIECE // (rows.dtype.itemsize * rows.shape[1]), 1)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def _flat(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
