@@ -180,7 +180,7 @@ def test_sizes_that_the_table_has_not_are_left_out(done, run, tmp_path):
     ("flags", "says"),
     [
         ("--train 1", "--train of 2 or more"),
-        ("--verify 30", "--predict of 30 or more"),
+        ("--verify 30", "--predict from 30"),
         ("--queries 5", "--queries of 20 or more"),
         ("--parts study --sizes 1", "--sizes of 2 or more"),
         ("--train 200", "--train below the 96 architectures"),

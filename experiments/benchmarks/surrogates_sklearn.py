@@ -12,6 +12,8 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.neural_network import MLPRegressor
 from sklearn.svm import SVR
 
+UPDATES = 100  # of each network, on both sides
+
 
 def new_process(**settings: Any) -> GaussianProcessRegressor:
     """A process like ours of one length scale."""
@@ -29,18 +31,18 @@ def process(x: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> Any:
 
 
 def perceptrons(x: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> Any:
-    """Five, each on resampled points, 200 updates from all of them."""
+    """Five, each on resampled points, learning from all of them at once."""
     network = MLPRegressor(
         hidden_layer_sizes=(64, 64),
         batch_size=len(x),
         learning_rate_init=1e-2,
         alpha=1e-3,
-        max_iter=200,
-        n_iter_no_change=201,
+        max_iter=UPDATES,
+        n_iter_no_change=UPDATES + 1,
     )
     model = BaggingRegressor(network, 5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 updates are few
+        warnings.simplefilter("ignore", ConvergenceWarning)  # these updates are few
         model.fit(x, (y - y.mean()) / y.std())
     return moments([member.predict(wanted) for member in model.estimators_])
 
