@@ -15,6 +15,7 @@ from search_results import FAILURES, note_failure
 from jaxnas import cli, data, runs
 from jaxnas.base import Evaluator, SearchSpace
 from jaxnas.evaluators.memory import largest_group
+from jaxnas.evaluators.objectives import Cost, latency, size_costs
 from jaxnas.evaluators.population import population
 from jaxnas.evaluators.standalone import standalone
 from jaxnas.spaces import SPACES
@@ -62,6 +63,8 @@ class TrainingConfig:
     """Of the first cell or block, for spaces that are made of those."""
     cells: int | None = None
     """Likewise; of each stage for nasbench201."""
+    cost: Literal["parameters", "flops", "latency"] = "parameters"
+    """What is to be little where there are two objectives; latency is measured."""
     final_epochs: int = 100
     """Of the training of the best network on all training images."""
     chunk: int = 100
@@ -162,6 +165,18 @@ def batches_of(config: TrainingConfig, dataset: data.Dataset) -> dict[str, Batch
     first = slice(config.train_examples)
     parts = {"train": train, "valid": valid}
     return {name: Batch(x[first], y[first]) for name, (x, y) in parts.items()}
+
+
+def cost_of(
+    config: TrainingConfig,
+    space: SearchSpace,
+    shape: tuple[int, int, int],
+    size: dict[str, Any],
+) -> Cost:
+    """Makes the cost that is asked for."""
+    if config.cost == "latency":
+        return latency(space, shape, **size)
+    return size_costs(space, shape, **size)[config.cost]
 
 
 def train_best(

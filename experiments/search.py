@@ -26,16 +26,18 @@ from candidates import (
     SMALL,
     TrainingConfig,
     check_training,
+    cost_of,
     load_images,
     make_evaluator,
     make_space,
     train_best,
 )
 from search_plan import plan, surrogate_of
-from search_results import FAILURES, draw_search, write_candidates
+from search_results import FAILURES, draw_front, draw_search, write_candidates
 
 from jaxnas import cli, data, parallel, runs
 from jaxnas.base import Evaluator, InputError, Log, SearchSpace, Strategy
+from jaxnas.evaluators.objectives import with_objectives
 from jaxnas.search import chunked_scan, search
 from jaxnas.strategies import (
     NEED_GRADIENT,
@@ -45,9 +47,8 @@ from jaxnas.strategies import (
 )
 from jaxnas.surrogates import SURROGATES
 
-# Those that need a supernet or objectives, or whose next proposal follows from the
-# last answer.
-NOT_HERE = (*NEED_GRADIENT, *NEED_OBJECTIVES, "enas", "local_search")
+# Those that need a supernet, or whose next proposal follows from the last answer.
+NOT_HERE = (*NEED_GRADIENT, "enas", "local_search")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ def check(config: Config, dataset: data.Dataset) -> None:
     """Refuses what cannot work, before a work folder is made or anything compiles."""
     check_training(config, dataset)
     cli.check_ranges(config, {"evaluations": (1, inf)})
+    measured = config.strategy in NEED_OBJECTIVES and config.cost == "latency"
+    if measured and config.evaluator == "population":
+        raise InputError(
+            "expected --evaluator standalone for --cost latency, but got population, "
+            "which leaves no core to measure on: change one"
+        )
     if config.batch > config.evaluations:
         raise InputError(
             f"expected --batch up to the {config.evaluations} evaluations, but got "
@@ -118,6 +125,10 @@ def build(
     evaluator = make_evaluator(
         config, dataset, space, size, config.evaluator, num_slots
     )
+    if config.strategy in NEED_OBJECTIVES:
+        shape = dataset.train_images.shape[1:]
+        costs = {config.cost: cost_of(config, space, shape, size)}
+        evaluator = with_objectives(evaluator, costs)
     return space, strategy, evaluator, size, num_steps
 
 
@@ -158,6 +169,8 @@ def work(
         (state, _), log = search(key_search, strategy, evaluator, num_steps, scan)
     write_candidates(run.path("candidates.csv"), space, log, config.epochs)
     draw_search(run, log, config.fitness)
+    if log.feedback.objectives is not None:
+        draw_front(run, log, config.fitness, config.cost)
     if not np.isfinite(log.feedback.fitness).any():
         raise InputError(
             "expected a candidate that can be trained, but all failed: see "

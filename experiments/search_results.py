@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxnas import files, plots, runs
 from jaxnas.base import STATUSES, Log, SearchSpace
+from jaxnas.pareto import pareto_front
 
 FAILURES = "failures.txt"
 
@@ -56,3 +57,20 @@ def draw_search(run: runs.Run, log: Log, name: str) -> None:
         {label: panel}, xlabel="candidate", title="Search", smooth=False
     )
     plots.save(figure, run.path("curves_searching.png"))
+
+
+def draw_front(run: runs.Run, log: Log, worth: str, cost: str) -> None:
+    """Draws the Pareto front of all candidates over them."""
+    found = np.asarray(log.feedback.objectives)[log.proposal.budget > 0]
+    found = np.unique(found[np.isfinite(found).all(1)], axis=0)
+    if not len(found):
+        return
+    front = found[np.asarray(pareto_front(found))]
+    figure = plots.plot_front(
+        {"Pareto front": (-front[:, 1], front[:, 0])},
+        evaluated=(-found[:, 1], found[:, 0]),
+        xlabel=cost,
+        ylabel=f"validation {worth.replace('_', ' ')}",
+        title="Two objectives",
+    )
+    plots.save(figure, run.path("front.png"))

@@ -28,6 +28,7 @@ from candidates import (
     SMALL,
     TrainingConfig,
     check_training,
+    cost_of,
     load_images,
     make_evaluator,
     make_space,
@@ -40,9 +41,9 @@ from surrogate_study import study
 from tabular_search import default_signal
 
 from jaxnas import benchmarks, cli, data, parallel, runs
-from jaxnas.base import Evaluator, InputError, SearchSpace, Table
+from jaxnas.base import Evaluator, InputError, Table
 from jaxnas.benchmarks import split_column
-from jaxnas.evaluators.objectives import Cost, latency, size_costs
+from jaxnas.evaluators.objectives import size_costs
 from jaxnas.evaluators.tabular import tabular
 from jaxnas.spaces import space_of
 from jaxnas.strategies.acquisitions import ACQUISITIONS
@@ -87,8 +88,6 @@ class Config(TrainingConfig):
     """Of the search for the front, on tables."""
     front_signal: str | None = None
     """The column that is to be much there; the largest test accuracy by default."""
-    cost: Literal["parameters", "flops", "latency"] = "parameters"
-    """What is to be little there; latency is measured, of what was trained for real."""
     reference: float = 80.0
     """Worth of the hypervolume's reference point; its cost is the largest there is."""
 
@@ -278,15 +277,6 @@ def work_for_real(
     trained = train_best(config, dataset, run, problem.space, arch, size)
     alone = {"mean": trained["test_accuracy"], "ci95_low": None, "ci95_high": None}
     return summary(config, problem, found) | {"best_test_accuracy": alone} | trained
-
-
-def cost_of(
-    config: Config, space: SearchSpace, shape: tuple[int, ...], size: dict[str, Any]
-) -> Cost:
-    """Makes the cost that is asked for."""
-    if config.cost == "latency":
-        return latency(space, shape, **size)
-    return size_costs(space, shape, **size)[config.cost]
 
 
 if __name__ == "__main__":

@@ -220,6 +220,16 @@ def test_where_all_diverge_what_was_tried_is_kept(run, images, tmp_path):
         assert len(rows_of(folder / "candidates.csv")) == 6
 
 
+def test_two_objectives_leave_a_front(run, images, tmp_path):
+    folder = tmp_path / "run"
+    given = *TINY.split(), "--dataset", images, "--workdir", folder
+    assert run(*given, "--strategy", "nsga2")[0] == 0
+    rows = rows_of(folder / "candidates.csv")
+    assert all(float(row["parameters"]) > 0 for row in rows)
+    picture = Image.open(folder / "front.png")
+    assert len(picture.convert("L").getcolors()) > 10
+
+
 def test_halving_goes_on_with_what_it_promotes(experiment):
     config = experiment.Config(
         strategy="successive_halving", evaluations=4, batch=2, epochs=9
@@ -243,6 +253,7 @@ def test_halving_goes_on_with_what_it_promotes(experiment):
         ("--batch 65 --evaluations 64", "--batch up to the 64 evaluations"),
         ("--batch-size 1000", "--batch-size from 1 to"),
         ("--strategy magic", "strategy"),
+        ("--strategy nsga2 --cost latency", "--evaluator standalone"),
         ("--dataset /nowhere/at_all", "/nowhere/at_all"),
         ("--learning-rate inf", "--learning-rate"),
         ("--space nasbench101", "nasbench101 has no supernet"),
