@@ -12,8 +12,8 @@ Fitness is synthetic, or that of a table (--benchmark nasbench201.npz).
 
 Two minutes on two CPU cores for the Gaussian process and the ensemble (--rows), one for
 the sizes; forests of 200 problems take longer: --problems 10. To expect there, of one
-problem and of 200: a Gaussian process 7 and 13 times as fast as scikit-learn's, ensembles
-10 and 20 times; forests and support vectors, which are scikit-learn's own, as fast.
+problem and of 200: a Gaussian process 7 and 13 times as fast as scikit-learn's, an
+ensemble 10 and 20 times; forests and support vectors, scikit-learn's own, as fast.
 """
 
 import math
