@@ -38,7 +38,6 @@ from surrogate_parts import acquired, explained, front_of_evaluated, fronts
 from surrogate_recipe import Problem, run_for_real, run_on_table
 from surrogate_results import draw, show, summary
 from surrogate_study import study
-from tabular_search import default_signal
 
 from jaxnas import benchmarks, cli, data, parallel, runs
 from jaxnas.base import Evaluator, InputError, Table
@@ -143,7 +142,7 @@ def on_table(config: Config) -> tuple[Config, Problem, Table]:
     """Reads the table, and says in the configuration what is taken of it."""
     table = benchmarks.load(config.benchmark)
     dataset = table.datasets[0] if config.dataset == "auto" else config.dataset
-    signal = config.signal or default_signal(table)
+    signal = config.signal or benchmarks.default_signal(table)
     config = replace(config, dataset=dataset, signal=signal)
     space = space_of(table)
     evaluator = tabular(space, table, dataset, signal=signal)
@@ -226,15 +225,14 @@ def with_cost(config: Config, problem: Problem, table: Table) -> Evaluator:
     signal = config.front_signal or (
         f"test_acc_{max(tests)}ep" if tests else str(config.signal)
     )
-    cost_column = named[-1:]
     made = tabular(
-        problem.space, table, config.dataset, signal=signal, costs=cost_column
+        problem.space, table, config.dataset, signal=signal, costs=named[-1:]
     )
-    if not float(np.max(made.data.fitness)) > config.reference:
+    best = float(np.max(made.data.fitness))
+    if not best > config.reference:
         raise InputError(
-            f"expected --reference below the best {signal}, "
-            f"{float(np.max(made.data.fitness)):.6g}, but got {config.reference}: "
-            "lower it"
+            f"expected --reference below the best {signal}, {best:.6g}, but got "
+            f"{config.reference}: lower it"
         )
     return made
 

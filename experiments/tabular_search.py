@@ -122,7 +122,7 @@ def build(config: Config) -> tuple[Config, Problem]:
     config = replace(
         config,
         dataset=config.dataset or table.datasets[0],
-        signal=config.signal or default_signal(table),
+        signal=config.signal or benchmarks.default_signal(table),
     )
     space = space_of(table)
     evaluator = tabular(
@@ -147,20 +147,6 @@ def build(config: Config) -> tuple[Config, Problem]:
     if config.seconds is not None:
         unit, most = ("seconds" if timed else "epochs"), config.seconds
     return config, Problem(table, evaluator, strategies, unit, most, whole, left_out)
-
-
-def default_signal(table: Table) -> str:
-    """The validation accuracy: at 12 epochs for NAS-Bench-201, else the most."""
-    if table.space == "nasbench201" and "valid_acc_12ep" in table.columns:
-        return "valid_acc_12ep"
-    pairs = map(benchmarks.split_column, table.columns)
-    budgets = [budget for quantity, budget in pairs if quantity == "valid_acc"]
-    if not budgets:
-        raise InputError(
-            f"expected --signal, since {table.name} has no column valid_acc: choose "
-            f"one of {', '.join(table.columns)}"
-        )
-    return f"valid_acc_{max(budgets)}ep"
 
 
 def choose(

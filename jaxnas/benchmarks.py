@@ -211,6 +211,26 @@ def split_column(name: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+def default_signal(table: Table) -> str:
+    """The column that strategies see where nobody says which.
+
+    The validation accuracy: after 12 epochs for NAS-Bench-201, else after the most.
+
+    Raises:
+      InputError: there is none.
+    """
+    if table.space == "nasbench201" and "valid_acc_12ep" in table.columns:
+        return "valid_acc_12ep"
+    pairs = map(split_column, table.columns)
+    budgets = [budget for quantity, budget in pairs if quantity == "valid_acc"]
+    if not budgets:
+        raise InputError(
+            f"expected --signal, since {table.name} has no column valid_acc: choose "
+            f"one of {', '.join(table.columns)}"
+        )
+    return f"valid_acc_{max(budgets)}ep"
+
+
 def _from_nasbench201(name, arrays):
     """Reads one array a quantity, with operations by the file's own numbers."""
     names = [str(op) for op in arrays.get("op_names", ())]

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import settings
 
 from jaxnas.base import SearchSpace
 
@@ -16,6 +17,11 @@ LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=fals
 os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in each run, so that what passes once passes everywhere; who hunts
+# for others says --hypothesis-profile=default.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tensorflow_datasets"
 

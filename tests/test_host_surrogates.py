@@ -216,11 +216,11 @@ def test_large_batches_come_through_a_compiled_program():
 @pytest.mark.parametrize(
     ("name", "wrong", "expected"),
     [
-        ("random_forest", {"num_trees": 1}, "2 trees or more, but got 1"),
+        ("random_forest", {"num_trees": 1}, "num_trees of 2 or more, but got 1"),
         ("random_forest", {"max_features": 0.0}, "up to 1, but got 0.0"),
         ("random_forest", {"max_features": 1.5}, "up to 1, but got 1.5"),
-        ("random_forest", {"min_leaf": 0}, "1 point or more in a leaf, but got 0"),
-        ("svm", {"num_bags": 1}, "2 bags or more, but got 1"),
+        ("random_forest", {"min_leaf": 0}, "min_leaf of 1 or more, but got 0"),
+        ("svm", {"num_bags": 1}, "num_bags of 2 or more, but got 1"),
         ("svm", {"C": 0.0}, "C above 0 .* but got 0.0"),
         ("svm", {"epsilon": -0.1}, "epsilon of 0 or more, but got 1.0 and -0.1"),
         ("svm", {"gamma": "auto_scale"}, "one of scale, auto, but got auto_scale"),

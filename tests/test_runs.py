@@ -311,3 +311,22 @@ def test_killed_run_ends_as_the_uninterrupted_one(tmp_path):
     for name in ("genotype.json", "log.csv", "config.json"):
         assert whole[name] == killed[name]
     assert len(whole["log.csv"].splitlines()) == 21
+
+
+def test_work_is_done_once_over_all_starts(tmp_path):
+    done = []
+
+    def work():
+        done.append(1)
+        return {"found": [1.5, None]}
+
+    for _ in range(2):
+        with open_run(Config(tmp_path), COLUMNS) as run:
+            assert run.once("part", work) == {"found": [1.5, None]}
+    assert done == [1]
+    (tmp_path / "part.json").write_text("{")
+    with (
+        open_run(Config(tmp_path), COLUMNS) as run,
+        pytest.raises(InputError, match="delete it to run that part again"),
+    ):
+        run.once("part", work)

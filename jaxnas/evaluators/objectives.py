@@ -1,6 +1,5 @@
 """What an architecture costs, as objectives beside its fitness."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import Array, Evaluator, InputError, Proposal, SearchSpace
+from jaxnas.evaluators.timing import median_seconds
 from jaxnas.training import init_variables
 
 Cost = Callable[[Array], Array]
@@ -138,10 +138,4 @@ def _median_seconds(network: Any, images: np.ndarray, repeats: int) -> float:
     example = jax.ShapeDtypeStruct(images.shape, images.dtype)
     variables = init_variables(network, jax.random.key(0), example)
     run = jax.jit(network.apply).lower(variables, images).compile()
-    jax.block_until_ready(run(variables, images))
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(run(variables, images))
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
+    return median_seconds(run, variables, images, repeats=repeats)

@@ -1,6 +1,5 @@
 """Training each architecture as the network that it is, one by one."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from jaxnas.base import (
 )
 from jaxnas.evaluators.answers import PARTS, check, names_of, worth
 from jaxnas.evaluators.fit import fit
+from jaxnas.evaluators.timing import median_seconds
 from jaxnas.metrics import classification_metrics
 from jaxnas.tasks import Batch, Task, judge
 from jaxnas.training import TrainState
@@ -182,12 +182,7 @@ def _measure(network: Any, variables: PyTree, images: Array) -> dict[str, float]
     program = jax.jit(network.apply).lower(variables, images).compile()
     memory: Any = program.memory_analysis()
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    times = []
-    for _ in range(11):
-        began = time.perf_counter()
-        jax.block_until_ready(program(variables, images))
-        times.append(time.perf_counter() - began)
     return {
         "memory": used + memory.output_size_in_bytes,
-        "latency": float(np.median(times)),
+        "latency": median_seconds(program, variables, images),
     }

@@ -25,6 +25,11 @@ def canonical_keys(space: SearchSpace, arch: Array) -> Array:
     return jax.vmap(lambda one: jnp.atleast_1d(space.canonical(one)))(arch)
 
 
+def equal_keys(one: Array, other: Array) -> Array:
+    """Which keys uint32[M, W] equal which of uint32[N, W]: bool[M, N]."""
+    return jnp.all(one[:, None] == other[None], 2)
+
+
 def empty(space: SearchSpace, capacity: int) -> Memory:
     """Remembers nothing yet."""
     arch = jnp.zeros((capacity, len(space.num_choices)), jnp.int32)
@@ -61,10 +66,7 @@ def best_fitness(memory: Memory) -> Array:
 def was_asked(memory: Memory, keys: Array) -> Array:
     """Which of uint32[M, W] are keys of what is remembered: bool[M]."""
 
-    def one(key):
-        return jnp.any((memory.key == key[None]).all(1) & memory.asked)
-
-    return jax.vmap(one)(keys)
+    return jnp.any(equal_keys(keys, memory.key) & memory.asked[None], 1)
 
 
 def choose(
@@ -87,6 +89,6 @@ def choose(
     def take(taken, row):
         free = jnp.where(taken | jnp.isnan(row), -jnp.inf, row)
         place = jnp.argmax(free)
-        return taken | (keys == keys[place][None]).all(1), (place, free[place])
+        return taken | equal_keys(keys, keys[place][None])[:, 0], (place, free[place])
 
     return lax.scan(take, was_asked(memory, keys), scores)[1]

@@ -25,6 +25,7 @@ from jaxnas.draws import below
 from jaxnas.pareto import pareto_front, usable
 from jaxnas.search import incumbent
 from jaxnas.strategies.checks import propose
+from jaxnas.strategies.memory import canonical_keys, equal_keys
 
 Survive = Callable[[Array, Array, int], Array]
 """`survive(objectives, known, size)`: the numbers of those who live on, int32[size].
@@ -142,7 +143,7 @@ def multi_objective(
     ) -> MultiObjectiveState:
         del key, step
         objectives = _expect_objectives(feedback, num_objectives)
-        keys = jax.vmap(space.canonical)(proposal.arch)
+        keys = canonical_keys(space, proposal.arch)
         enters = (feedback.fitness > -jnp.inf) & ~_comes_before(keys)
         enters &= ~_lives(space, proposal.arch, state)
         objectives = jnp.where(enters[:, None], objectives, -jnp.inf)
@@ -184,26 +185,21 @@ def front(log: Log) -> Array:
 
 def _lives(space: SearchSpace, archs: Array, state: MultiObjectiveState) -> Array:
     """Whether the population has each of int32[N, D], or one like it: bool[N]."""
-    keys, living = (jax.vmap(space.canonical)(x) for x in (archs, state.arch))
-    return jnp.any(_equal(keys, living) & usable(state.objectives)[None], 1)
+    keys, living = (canonical_keys(space, x) for x in (archs, state.arch))
+    return jnp.any(equal_keys(keys, living) & usable(state.objectives)[None], 1)
 
 
 def _is_new(space: SearchSpace, archs: Array, state: MultiObjectiveState) -> Array:
     """Whether each of int32[N, D] neither lives nor was seen, here or before."""
-    keys = jax.vmap(space.canonical)(archs)
+    keys = canonical_keys(space, archs)
     remembered = jnp.arange(len(state.seen)) < state.num_seen
-    seen = jnp.any(_equal(keys, state.seen) & remembered[None], 1)
+    seen = jnp.any(equal_keys(keys, state.seen) & remembered[None], 1)
     return ~(seen | _comes_before(keys) | _lives(space, archs, state))
 
 
 def _comes_before(keys: Array) -> Array:
     """Whether each of uint32[N, W] is among those before it: bool[N]."""
-    return jnp.tril(_equal(keys, keys), -1).any(1)
-
-
-def _equal(one: Array, other: Array) -> Array:
-    """Which keys uint32[N, W] equal which of uint32[P, W]: bool[N, P]."""
-    return jnp.all(one[:, None] == other[None], 2)
+    return jnp.tril(equal_keys(keys, keys), -1).any(1)
 
 
 def _expect_objectives(feedback: Feedback, number: int) -> Array:

@@ -22,7 +22,7 @@ from jaxnas.surrogates.targets import (
     usable,
 )
 
-# XLA leaves copies of more than 100 KiB to another thread, for which a call of the host
+# XLA leaves copies of larger arrays to another thread, for which a call of the host
 # would wait for ever where all are at work, as under `parallel.use_cpu_cores`.
 PIECE = 2**16
 LEAST = 1e-3  # deviation of targets, which themselves have one of about 1

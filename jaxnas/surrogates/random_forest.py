@@ -6,9 +6,9 @@ Hoos and Leyton-Brown 2011, https://doi.org/10.1007/978-3-642-25566-3_40: SMAC).
 """
 
 import numpy as np
-from sklearn.ensemble import RandomForestRegressor
 
 from jaxnas.base import InputError, SearchSpace, Surrogate
+from jaxnas.checks import expect
 from jaxnas.surrogates.on_host import on_host
 
 
@@ -37,7 +37,15 @@ def random_forest(
       InputError: a number is out of range, a name unknown, or the space has no such
         encoding.
     """
-    _check(num_trees, max_features, min_leaf)
+    expect(2, num_trees=num_trees)  # whose deviation it is
+    expect(1, min_leaf=min_leaf)
+    if not 0 < max_features <= 1:
+        raise InputError(
+            "expected a part of the features above 0 and up to 1, but got "
+            f"{max_features}: choose one"
+        )
+    # It takes a second, of who asks for no forest too.
+    from sklearn.ensemble import RandomForestRegressor
 
     def fit_predict(
         x: np.ndarray, y: np.ndarray, wanted: np.ndarray, seed: int
@@ -56,20 +64,3 @@ def random_forest(
         return members.mean(0), members
 
     return on_host(space, encoding, targets, fit_predict)
-
-
-def _check(num_trees, max_features, min_leaf):
-    if num_trees < 2:
-        raise InputError(
-            f"expected 2 trees or more, but got {num_trees}: ask for more, since the "
-            "deviation is theirs"
-        )
-    if not 0 < max_features <= 1:
-        raise InputError(
-            "expected a part of the features above 0 and up to 1, but got "
-            f"{max_features}: choose one"
-        )
-    if min_leaf < 1:
-        raise InputError(
-            f"expected 1 point or more in a leaf, but got {min_leaf}: choose more"
-        )

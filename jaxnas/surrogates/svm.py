@@ -5,9 +5,9 @@ the bagged ones after L. Breiman 1996, https://doi.org/10.1007/BF00058655.
 """
 
 import numpy as np
-from sklearn.svm import SVR
 
 from jaxnas.base import InputError, SearchSpace, Surrogate
+from jaxnas.checks import expect
 from jaxnas.surrogates.on_host import on_host
 
 GAMMAS = ("scale", "auto")
@@ -45,6 +45,8 @@ def svm(
         encoding.
     """
     _check(num_bags, C, epsilon, gamma)
+    # It takes a second, of who asks for no such machine too.
+    from sklearn.svm import SVR
 
     def fit_predict(
         x: np.ndarray, y: np.ndarray, wanted: np.ndarray, seed: int
@@ -61,11 +63,7 @@ def svm(
 
 
 def _check(num_bags, C, epsilon, gamma):
-    if num_bags < 2:
-        raise InputError(
-            f"expected 2 bags or more, but got {num_bags}: ask for more, since the "
-            "deviation is theirs"
-        )
+    expect(2, num_bags=num_bags)  # whose deviation it is
     if not (C > 0 and epsilon >= 0):
         raise InputError(
             f"expected C above 0 and epsilon of 0 or more, but got {C} and {epsilon}: "
