@@ -100,6 +100,96 @@ def distillation(
     return Task(loss, metrics)
 
 
+def gaussian_kl(mean: Array, log_variance: Array) -> Array:
+    """The divergence of N(mean, variance) from N(0, 1), in nats: float32[N].
+
+    Kingma and Welling 2014, arXiv:1312.6114, appendix B.
+
+    Args:
+      mean: float32[N, L].
+      log_variance: float32[N, L].
+    """
+    each = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
+    return each.sum(-1) / 2
+
+
+def bernoulli(logits: Array, x: Array) -> Array:
+    """The log-likelihood of x[N, ...] in [0, 1] by logits[N, ...]: nats, float32[N]."""
+    each = -optax.sigmoid_binary_cross_entropy(logits, x)
+    return each.reshape(len(x), -1).sum(1)
+
+
+def categorical(logits: Array, x: Array) -> Array:
+    """That of one-hot x[N, D, K] by logits[N, D, K], of choices: nats, float32[N]."""
+    return jnp.sum(jax.nn.log_softmax(logits) * x, (1, 2))
+
+
+def discretized_logistic(
+    width: Array, low: Array, high: Array
+) -> Callable[[tuple[Array, Array], Array], Array]:
+    """Makes the log-likelihood of intensities that have been rounded to 256 levels.
+
+    A level has the probability that a logistic distribution gives to what is rounded
+    to it, the first and the last all that is beyond (Kingma et al. 2016,
+    arXiv:1606.04934, section 5.2). So bounds are of the stored images, in nats.
+
+    Args:
+      width: float32[C], distance of two levels in each channel, as images are
+        normalised.
+      low: float32[C], the first level.
+      high: float32[C], the last level.
+
+    Returns:
+      A function of (mean float32[N, H, W, C], log scale float32[C]) and images
+      float32[N, H, W, C] that gives float32[N].
+    """
+    width, low, high = (value[None, None, None] for value in (width, low, high))
+
+    def log_likelihood(outputs: tuple[Array, Array], x: Array) -> Array:
+        mean, log_scale = outputs
+        by = jnp.exp(-log_scale)[None, None, None]
+        above, below = (x + width / 2 - mean) * by, (x - width / 2 - mean) * by
+        # log(sigmoid(a) - sigmoid(b)), without a difference of close numbers.
+        inner = above + jnp.log(-jnp.expm1(below - above))
+        inner = inner - jax.nn.softplus(above) - jax.nn.softplus(below)
+        is_first, is_last = x < low + width / 2, x > high - width / 2
+        each = jnp.where(is_first, -jax.nn.softplus(-above), inner)
+        each = jnp.where(is_last, -jax.nn.softplus(below), each)
+        return each.reshape(len(x), -1).sum(1)
+
+    return log_likelihood
+
+
+class Evidence(NamedTuple):
+    """What a variational autoencoder says of N examples."""
+
+    mean: Array  # float32[N, L], of the latent
+    log_variance: Array  # float32[N, L]
+    outputs: PyTree  # of the decoder, at one draw of the latent
+    predicted: Array | None = None  # float32[N], by the mean, where it has a predictor
+
+
+def elbo(
+    log_likelihood: Callable[[PyTree, PyTree], Array],
+    evidence: Evidence,
+    x: PyTree,
+    beta: float | Array = 1.0,
+) -> tuple[Array, Array]:
+    """The evidence lower bound and its divergence, in nats: float32[N] each.
+
+    Kingma and Welling 2014; beta weighs the divergence (Higgins et al. 2017,
+    https://openreview.net/forum?id=Sy2fzU9gl), with 1 it is the bound.
+
+    Args:
+      log_likelihood: of the outputs and x, float32[N].
+      evidence: see `Evidence`.
+      x: the examples.
+      beta: 0 or more.
+    """
+    divergence = gaussian_kl(evidence.mean, evidence.log_variance)
+    return log_likelihood(evidence.outputs, x) - beta * divergence, divergence
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def judge(
     network: Any,

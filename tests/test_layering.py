@@ -30,7 +30,7 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "benchmarks": "base",
     "converters": "base benchmarks spaces",
     "surrogates": "base checks encoding training",
-    "generators": "base encoding training tasks metrics nn",
+    "generators": "base checks encoding training tasks metrics nn",
     "parallel": "base",
     "evaluators": "base benchmarks encoding metrics training tasks data parallel",
     # search: for `incumbent`

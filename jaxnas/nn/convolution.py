@@ -51,6 +51,91 @@ def convolution(
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=of_lax)
 
 
+def transposed_convolution(
+    x: Array, kernel: Array, stride: int, size: tuple[int, int]
+) -> Array:
+    """Spreads each pixel over a window, and sums where windows overlap.
+
+    The transpose of a convolution that pads by (k - 1) // 2, cut to a size.
+    Differentiable in reverse mode, and that forwards.
+
+    Args:
+      x: float32[N, H, W, C].
+      kernel: float32[k, k, C, F], k at least the stride.
+      stride: distance of neighbouring windows, in pixels.
+      size: H', W' of the result, in pixels; zeros where no window reaches.
+
+    Returns:
+      float32[N, H', W', F].
+    """
+    product, of_lax = (
+        partial(form, stride=stride, size=size)
+        for form in (transposed_by_product, transposed_by_lax)
+    )
+    return lax.platform_dependent(x, kernel, cpu=product, default=of_lax)
+
+
+def transposed_by_lax(
+    x: Array, kernel: Array, stride: int, size: tuple[int, int]
+) -> Array:
+    """The transposed convolution as XLA has it."""
+    taps = len(kernel)
+    before = taps - 1 - (taps - 1) // 2
+    after = [
+        wanted - before - (had - 1) * stride - 1 + taps - 1
+        for had, wanted in zip(x.shape[1:3], size, strict=True)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        window_strides=(1, 1),
+        padding=[(before, one) for one in after],
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def transposed_by_product(
+    x: Array, kernel: Array, stride: int, size: tuple[int, int]
+) -> Array:
+    """The transposed convolution as a product whose windows are then added up."""
+    taps, _, channels, features = kernel.shape
+    matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    product = _product(x.reshape(-1, channels), matrix)
+    windows = product.reshape(*x.shape[:3], taps, taps * features)
+    rows = _overlap(windows.transpose(0, 1, 3, 2, 4), 1, stride, size[0])
+    rows = rows.reshape(*rows.shape[:3], taps, features)
+    return _overlap(rows.transpose(0, 2, 3, 1, 4), 1, stride, size[1]).swapaxes(1, 2)
+
+
+def _overlap(windows: Array, axis: int, stride: int, size: int) -> Array:
+    """Adds up windows [..., H, k, ...] that begin a stride apart: [..., size, ...]."""
+    taps = windows.shape[axis + 1]
+    before = (taps - 1) // 2
+    phases = []
+    for phase in range(stride):
+        # What falls on the pixels phase, phase + stride, ...
+        count, total = -(-(size - phase) // stride), jnp.float32(0)
+        for tap in range(taps):
+            if (tap - before - phase) % stride == 0:
+                shift = (tap - before - phase) // stride
+                one = lax.index_in_dim(windows, tap, axis + 1, keepdims=False)
+                pads = [(0, 0, 0)] * one.ndim
+                pads[axis] = (shift, count - shift - one.shape[axis], 0)
+                total = total + lax.pad(one, jnp.zeros((), one.dtype), pads)
+        phases.append(total)
+    most = phases[0].shape[axis]
+    together = jnp.stack([_longer(one, axis, most) for one in phases], axis + 1)
+    shape = *together.shape[:axis], most * stride, *together.shape[axis + 2 :]
+    return lax.slice_in_dim(together.reshape(shape), 0, size, axis=axis)
+
+
+def _longer(x: Array, axis: int, size: int) -> Array:
+    """Fills an axis up with zeros."""
+    pads = [(0, size - x.shape[axis] if a == axis else 0) for a in range(x.ndim)]
+    return jnp.pad(x, pads)
+
+
 def by_lax(
     x: Array, kernel: Array, stride: int = 1, padding: int | None = None
 ) -> Array:
