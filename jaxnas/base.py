@@ -157,6 +157,15 @@ class Surrogate(NamedTuple):
     sample: Callable[[Array, PyTree, Array], Array]  # key -> a joint draw float32[M]
 
 
+class Evidence(NamedTuple):
+    """What a variational autoencoder says of N examples."""
+
+    mean: Array  # float32[N, L], of the latent
+    log_variance: Array  # float32[N, L]
+    outputs: PyTree  # of the decoder, at one draw of the latent
+    predicted: Array | None = None  # float32[N], by the mean, where it has a predictor
+
+
 class Table(NamedTuple):
     """Measured architectures, A of one space on S datasets; see `benchmarks`.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxnas.base import Array, InputError, PyTree
+from jaxnas.base import Array, Evidence, InputError, PyTree
 from jaxnas.metrics import confusion_matrix
 
 
@@ -158,15 +158,6 @@ def discretized_logistic(
         return each.reshape(len(x), -1).sum(1)
 
     return log_likelihood
-
-
-class Evidence(NamedTuple):
-    """What a variational autoencoder says of N examples."""
-
-    mean: Array  # float32[N, L], of the latent
-    log_variance: Array  # float32[N, L]
-    outputs: PyTree  # of the decoder, at one draw of the latent
-    predicted: Array | None = None  # float32[N], by the mean, where it has a predictor
 
 
 def elbo(

@@ -10,9 +10,10 @@ import optax
 import pytest
 from scipy.stats import logistic
 
-from jaxnas.base import InputError
+from jaxnas.base import Evidence, InputError
 from jaxnas.generators.adversarial import LOSSES, clip, gan, gradient_penalty
-from jaxnas.generators.variational import Autoencoder, Examples, vae
+from jaxnas.generators.variational import Examples, vae
+from jaxnas.nn.autoencoder import Autoencoder
 from jaxnas.nn.image import (
     Discriminator,
     Double,
@@ -23,7 +24,6 @@ from jaxnas.nn.image import (
     sides,
 )
 from jaxnas.tasks import (
-    Evidence,
     bernoulli,
     categorical,
     discretized_logistic,

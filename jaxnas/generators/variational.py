@@ -7,14 +7,13 @@ update serves images and architectures: what is decoded is up to the networks.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 
 from jaxnas.base import Array, PyTree
 from jaxnas.checks import expect
-from jaxnas.tasks import Evidence, elbo
+from jaxnas.nn.autoencoder import Autoencoder
+from jaxnas.tasks import elbo
 from jaxnas.training import TrainState, init_state, init_variables, make_update
 
 
@@ -25,41 +24,6 @@ class Examples(NamedTuple):
     condition: Array | None = None  # [N, ...], what encoder and decoder are told
     target: Array | None = None  # float32[N], what is predicted
     known: Array | None = None  # float32[N], weights of the targets; 0: there is none
-
-
-class Autoencoder(nn.Module):
-    """The networks as one; its draws come from the stream "sample".
-
-    Attributes:
-      encoder: called with (x, condition, train), gives mean and log variance of the
-        latent, float32[N, L] each.
-      decoder: called with (z, condition, train), gives what the likelihood takes.
-      predictor: called with (z), gives float32[N]; None: there is none.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
-    predictor: Any = None
-
-    def __call__(self, x, condition=None, train=False) -> Evidence:
-        mean, log_variance = self.encoder(x, condition, train)
-        noise = jax.random.normal(self.make_rng("sample"), mean.shape)
-        z = mean + jnp.exp(log_variance / 2) * noise
-        predicted = None if self.predictor is None else self.predictor(mean)
-        outputs = self.decoder(z, condition, train)
-        return Evidence(mean, log_variance, outputs, predicted)
-
-    def encode(self, x, condition=None):
-        """The latent's mean and log variance."""
-        return self.encoder(x, condition, False)
-
-    def decode(self, z, condition=None):
-        """What the decoder says of z float32[N, L]."""
-        return self.decoder(z, condition, False)
-
-    def predict(self, z):
-        """What the predictor says of z float32[N, L]: float32[N]."""
-        return self.predictor(z)
 
 
 class Vae(NamedTuple):
