@@ -18,7 +18,7 @@ from jaxnas.evaluators.memory import largest_group
 from jaxnas.evaluators.objectives import Cost, latency, size_costs
 from jaxnas.evaluators.population import population
 from jaxnas.evaluators.standalone import standalone
-from jaxnas.spaces import SPACES
+from jaxnas.spaces import GENERATIVE, SPACES
 from jaxnas.tasks import Batch, classification
 from jaxnas.training import sgd
 
@@ -32,7 +32,7 @@ class TrainingConfig:
 
     preset: Literal["quick", "paper"] = "paper"
     """quick takes minutes on a CPU; the other flags change a preset's values."""
-    space: Literal[tuple(SPACES)] = "chain"
+    space: Literal[tuple(n for n in SPACES if n not in GENERATIVE)] = "chain"
     dataset: str = "auto"
     """A name (auto, cifar10, mnist, fashion_mnist, digits), an .npz or a folder."""
     image_size: int | None = None
@@ -82,12 +82,17 @@ SMALL: dict[str, Any] = {
 """For the quick presets."""
 
 
-def load_images(config: Any) -> tuple[Any, data.Dataset]:
-    """Reads the images, and names them in the configuration where that says auto."""
+def load_images(config: Any, first: str = "cifar10") -> tuple[Any, data.Dataset]:
+    """Reads the images, and names them in the configuration where that says auto.
+
+    Where it does, `first` is taken if it can be had.
+    """
     name = config.dataset
     if name == "auto":  # a run that was begun keeps its dataset
         name = runs.configuration(config.workdir).get("dataset", name)
-    dataset = data.load(name, config.data_dir, image_size=config.image_size)
+    dataset = data.load(
+        name, config.data_dir, image_size=config.image_size, first=first
+    )
     return replace(config, dataset=dataset.name if name == "auto" else name), dataset
 
 

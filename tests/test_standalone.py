@@ -6,9 +6,10 @@ import optax
 import pytest
 from trees import assert_trees_equal
 
-from jaxnas.base import InputError
+from jaxnas.base import FAILED, OK, OUT_OF_MEMORY, InputError, Proposal
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.evaluators.fit import confusion_of, fit
+from jaxnas.evaluators.standalone import one_by_one
 from jaxnas.search import chunked_scan
 from jaxnas.spaces.darts import darts
 from jaxnas.spaces.genotype import DARTS_V2
@@ -225,3 +226,43 @@ def test_confusion_uses_running_statistics(trained):
     given = Small(), trained[0], make_data(), normalize, CLASSES
     found = confusion_of(*given, batch_size=1)
     np.testing.assert_array_equal(found, np.diag(np.bincount(labels)))
+
+
+def test_one_by_one_answers_what_its_function_says_and_why_it_failed():
+    said, asked = [], []
+
+    def learn(key, arch, epochs):
+        asked.append((jax.random.key_data(key).tolist(), arch.tolist(), epochs))
+        if arch[0] == 3:
+            raise MemoryError("too wide")
+        if arch[0] == 4:
+            raise ValueError("too deep\nby far")
+        return {"frechet_distance": float(arch[0])}
+
+    names = "frechet_distance", "parameters"
+    evaluator = one_by_one(
+        learn,
+        names,
+        epochs=5,
+        fitness="frechet_distance",
+        objectives=("parameters",),
+        failed=lambda arch, why: said.append((arch.tolist(), why)),
+    )
+    arch = jnp.array([[1], [2], [3], [4]], jnp.int32)
+    proposal = Proposal(arch, jnp.array([2, 9, 1, 1]), -jnp.ones(4, jnp.int32))
+    _, found = evaluator.evaluate(KEY, (), (), proposal)
+    np.testing.assert_array_equal(found.fitness, [-1, -2, -np.inf, -np.inf])
+    np.testing.assert_array_equal(found.cost, [2, 5, 1, 1])
+    np.testing.assert_array_equal(found.status, [OK, OK, OUT_OF_MEMORY, FAILED])
+    assert np.isnan(found.metrics["parameters"]).all()
+    assert said == [([3], "MemoryError: too wide"), ([4], "ValueError: too deep")]
+    assert [epochs for *_, epochs in asked] == [2, 5, 1, 1]
+    assert len({tuple(key) for key, *_ in asked}) == 4
+    asked.clear()
+    nothing = proposal._replace(budget=jnp.zeros(4, jnp.int32))
+    assert np.isnan(evaluator.evaluate(KEY, (), (), nothing)[1].fitness).all()
+    assert not asked
+    with pytest.raises(InputError, match="expected a metric of frechet_distance"):
+        one_by_one(learn, names, epochs=5, fitness="accuracy")
+    with pytest.raises(InputError, match="expected 1 epoch or more, but got 0"):
+        one_by_one(learn, names, epochs=0, fitness="parameters")

@@ -13,7 +13,10 @@ from jaxnas.tasks import Batch
 
 RESULTS = ("accuracy", "precision", "recall", "f1", "cross_entropy")
 PARTS = {"valid": "", "test": "test_"}  # and what their metrics begin with
-SMALLER_IS_BETTER = ("cross_entropy", "parameters", "flops", "memory", "latency")
+SMALLER_IS_BETTER = (
+    *("cross_entropy", "frechet_distance"),
+    *("parameters", "flops", "memory", "latency"),
+)
 
 
 def names_of(data: Mapping[str, Batch]) -> list[str]:
@@ -39,11 +42,22 @@ def check(
             f"expected a batch size from 1 to the {examples} training examples, but "
             f"got {batch_size}: choose one in this range"
         )
-    if not 0 < epochs < FULL or not len(data["valid"].labels):
+    if not len(data["valid"].labels):
         raise InputError(
-            f"expected 1 epoch or more and examples to validate with, but got {epochs} "
-            f"and {len(data['valid'].labels)}: change it"
+            "expected examples to validate with, but got none: take some from those "
+            "of training"
         )
+    check_wanted(epochs, names, wanted)
+
+
+def check_wanted(epochs: int, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuses less than an epoch, and metrics that there are not.
+
+    Raises:
+      InputError: see above.
+    """
+    if not 0 < epochs < FULL:
+        raise InputError(f"expected 1 epoch or more, but got {epochs}: change it")
     for name in wanted:
         if name not in names:
             raise InputError(

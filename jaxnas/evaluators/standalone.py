@@ -21,7 +21,7 @@ from jaxnas.base import (
     PyTree,
     SearchSpace,
 )
-from jaxnas.evaluators.answers import PARTS, check, names_of, worth
+from jaxnas.evaluators.answers import PARTS, check, check_wanted, names_of, worth
 from jaxnas.evaluators.fit import fit
 from jaxnas.evaluators.timing import median_seconds
 from jaxnas.metrics import classification_metrics
@@ -68,20 +68,61 @@ def standalone(
     sizes = space.sizes and jax.jit(
         partial(space.sizes, num_classes=num_classes, **size), static_argnums=1
     )
-    trainer = _Trainer(
-        space, task, prepare, num_classes, tx, batch_size, measure, size, sizes
-    )
     data = jax.tree.map(jnp.asarray, data)
+    how = space, task, data, prepare, num_classes, tx, batch_size, measure, size, sizes
+    return one_by_one(
+        _Trainer(*how).__call__,
+        names,
+        epochs=epochs,
+        fitness=fitness,
+        objectives=objectives,
+        failed=failed,
+    )
+
+
+def one_by_one(
+    train: Callable[[Array, np.ndarray, int], dict[str, float]],
+    names: Sequence[str],
+    *,
+    epochs: int,
+    fitness: str,
+    objectives: Sequence[str] = (),
+    failed: Callable[[np.ndarray, str], None] | None = None,
+) -> Evaluator:
+    """Makes the evaluator that calls a function for each architecture.
+
+    What is trained, and what it is worth, is up to the function; `standalone` says how
+    to search with the evaluator, and what becomes of an architecture where it raises.
+
+    Args:
+      train: key, architecture int32[D], epochs -> metrics; one it leaves out is NaN.
+      names: of the metrics.
+      epochs: of a whole training, which a budget of `FULL` stands for.
+      fitness, objectives: metrics, as those of `evaluators.population.population`.
+      failed: see `standalone`.
+
+    Raises:
+      InputError: there is no such metric; less than an epoch.
+    """
+    check_wanted(epochs, names, (fitness, *objectives))
+
+    def try_one(key: Array, arch: np.ndarray, asked: int) -> tuple[dict, int]:
+        if not asked:
+            return {}, OK
+        try:
+            return train(key, arch, asked), OK
+        except Exception as error:  # whatever is wrong with it, others are not
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said
+            if failed:
+                failed(arch, said)
+            return {}, OUT_OF_MEMORY if full else FAILED
 
     def train_all(key: Any, arch: Any, budget: Any) -> tuple[np.ndarray, np.ndarray]:
         key = jax.random.wrap_key_data(jnp.asarray(key))
         rows, status = [], []
         for i, (one, asked) in enumerate(zip(np.asarray(arch), budget, strict=True)):
-            found, answer, why = trainer(
-                jax.random.fold_in(key, i), data, one, int(asked)
-            )
-            if why and failed:
-                failed(one, why)
+            found, answer = try_one(jax.random.fold_in(key, i), one, int(asked))
             rows.append([found.get(name, np.nan) for name in names])
             status.append(answer)
         return np.array(rows, np.float32), np.array(status, np.int32)
@@ -114,6 +155,7 @@ class _Trainer(NamedTuple):
 
     space: SearchSpace
     task: Task
+    data: dict[str, Batch]
     prepare: tuple[Callable[[Array, Array], Array], Callable[[Array], Array]]
     num_classes: int
     tx: optax.GradientTransformation
@@ -122,19 +164,8 @@ class _Trainer(NamedTuple):
     size: dict[str, Any]
     sizes: Callable[..., tuple[Array, Array]] | None  # parameters and operations
 
-    def __call__(
-        self, key: Array, data: dict[str, Batch], arch: np.ndarray, epochs: int
-    ) -> tuple[dict[str, float], int, str]:
-        if not epochs:
-            return {}, OK, ""
-        try:
-            return self.train(key, data, arch, epochs), OK, ""
-        except Exception as error:  # whatever is wrong with it, others are not
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said
-            return {}, OUT_OF_MEMORY if full else FAILED, said
-
-    def train(self, key, data, arch, epochs) -> dict[str, float]:
+    def __call__(self, key: Array, arch: np.ndarray, epochs: int) -> dict[str, float]:
+        data = self.data
         network = self.space.network(arch, num_classes=self.num_classes, **self.size)
         state, _ = fit(
             key,
