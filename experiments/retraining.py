@@ -14,7 +14,9 @@ from jaxnas.evaluators.fit import confusion_of, fit
 from jaxnas.tasks import Batch, Task, classification
 
 NETWORK = "network"  # where the checkpoint of the trained network lies
-PANELS = {  # what a column of the log is, by its last word; what it is multiplied by
+PANELS: dict[
+    str, tuple[str, float]
+] = {  # what a column of the log is, by its last word; what it is multiplied by
     "loss": ("cross entropy (nats)", 1),
     "accuracy": ("accuracy (%)", 100),
     "entropy": ("entropy of the controller (nats)", 1),
@@ -47,8 +49,9 @@ def train_network(
     drop_path: float = 0.0,
     task: Task | None = None,
     given: PyTree = (),
+    phase: str = "retraining",
 ) -> dict[str, Any]:
-    """Trains a network from scratch in the phase "retraining" and tests it.
+    """Trains a network from scratch in a phase of the run and tests it.
 
     It learns to classify, or another task on what that is given. Its variables are a
     checkpoint of their own.
@@ -61,7 +64,7 @@ def train_network(
     def summarise(log: dict[str, Any]) -> dict[str, Any]:
         return {f"train_{name}": log[name].mean() for name in ("loss", "accuracy")}
 
-    with cli.phase(run, "retraining", num_steps, chunk, summarise) as scan:
+    with cli.phase(run, phase, num_steps, chunk, summarise) as scan:
         state, _ = fit(
             key,
             network,
@@ -91,13 +94,19 @@ def train_network(
     }
 
 
-def draw_curves(run: runs.Run, phase: str, labels: dict[str, str]) -> None:
+def draw_curves(
+    run: runs.Run,
+    phase: str,
+    labels: dict[str, str],
+    quantities: dict[str, tuple[str, float]] = PANELS,
+) -> None:
     """Draws what the log has of a phase, by the names of its columns.
 
     Args:
       run: the work folder; the picture is curves_<phase>.png.
       phase: in the log.
-      labels: of the columns, whose last word is one of `PANELS`.
+      labels: of the columns, whose last word is one of the quantities.
+      quantities: see `PANELS`.
     """
     log = run.log.read(phase)
     if not log["step"]:
@@ -107,7 +116,7 @@ def draw_curves(run: runs.Run, phase: str, labels: dict[str, str]) -> None:
         steps, values = np.array(log["step"]), np.array(log[name], float)
         there = np.isfinite(values)
         if there.any():
-            title, factor = PANELS[name.split("_")[-1]]
+            title, factor = quantities[name.split("_")[-1]]
             curve = steps[there], values[there] * factor
             panels.setdefault(title, {})[label] = curve
     figure = plots.plot_curves(panels, xlabel="step", title=phase.capitalize())

@@ -100,12 +100,7 @@ def parse(presets: Mapping[str, ConfigT], args: Sequence[str] | None = None) -> 
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                type(default),
-                default=default,
-                args=args,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            return tyro.cli(type(default), default=default, args=args)
     except SystemExit as stop:
         if not stop.code:
             raise

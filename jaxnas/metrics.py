@@ -1,4 +1,7 @@
-"""Classification metrics from a confusion matrix; how much two rankings agree.
+"""Metrics of classes, of rankings, and of generated examples.
+
+Classification metrics from a confusion matrix; how much two rankings agree; how far
+generated examples are from real ones.
 
 A confusion matrix adds up: sum it over batches on the device, then read all
 metrics off the sum once. That is traceable on JAX arrays, in float32; on NumPy's it
@@ -7,6 +10,7 @@ is float64.
 
 from typing import Any, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +104,84 @@ def kendall_tau(x: Array, y: Array, known: Array | None = None) -> Array:
 
     agreement = jnp.sum(order(x) * order(y)).astype(jnp.float32)
     return agreement / jnp.maximum(root(x) * root(y), 1.0)
+
+
+def frechet_distance(x: Array, y: Array) -> Array:
+    """The Frechet distance of the Gaussians of two sets of features; traceable.
+
+    Dowson and Landau 1982; of images by Heusel et al. 2017, arXiv:1706.08500, who call
+    it FID where the features are those of Inception. With means m, n and covariances
+    C, D it is
+
+        |m - n|^2 + tr(C + D - 2 (C^(1/2) D C^(1/2))^(1/2)).
+
+    It falls as the sets grow: compare only where their sizes are the same.
+
+    Args:
+      x: float32[N, F], N of 2 or more.
+      y: float32[M, F], M of 2 or more.
+
+    Returns:
+      float32[] of 0 or more, in the squared unit of the features.
+
+    Raises:
+      AssertionError: the shapes do not fit.
+    """
+    chex.assert_rank((x, y), 2)
+    chex.assert_equal_shape_suffix((x, y), 1)
+    (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
+    values, vectors = jnp.linalg.eigh(cov_x)
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]) @ vectors.T
+    product = root @ cov_y @ root
+    # Rounding may leave a symmetric matrix without being one, and values below 0.
+    values = jnp.linalg.eigvalsh((product + product.T) / 2)
+    shared = jnp.sqrt(jnp.maximum(values, 0)).sum()
+    apart = jnp.square(mean_x - mean_y).sum()
+    total = apart + jnp.trace(cov_x) + jnp.trace(cov_y) - 2 * shared
+    return jnp.maximum(total, 0)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean float32[F] and unbiased covariance float32[F, F] of rows."""
+    mean = x.mean(0)
+    centred = x - mean[None]
+    return mean, centred.T @ centred / (len(x) - 1)
+
+
+def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[Array, Array]:
+    """How much of what is generated looks real, and of what is real is generated.
+
+    Kynkaanniemi et al. 2019, arXiv:1904.06991. Around each example lies a ball that
+    reaches its k-th nearest neighbour of the same set; precision is the part of the
+    generated examples that a ball of the real ones holds, recall the other way round.
+    Traceable; it takes O(N M F) operations and O(N F) memory.
+
+    Args:
+      real: float32[N, F], features, N above k.
+      fake: float32[M, F], M above k.
+      k: 1 or more; the paper takes 3.
+
+    Returns:
+      float32[] each, fractions.
+
+    Raises:
+      AssertionError: the shapes do not fit, or there are too few examples.
+    """
+    chex.assert_rank((real, fake), 2)
+    chex.assert_equal_shape_suffix((real, fake), 1)
+    assert 0 < k < min(len(real), len(fake)), "expected more examples than neighbours"
+    return _covered(fake, real, k), _covered(real, fake, k)
+
+
+def _covered(points: Array, centres: Array, k: int) -> Array:
+    """The part of the points that a ball around a centre holds: float32[]."""
+
+    def squares(point: Array) -> Array:  # differences first: no close numbers subtract
+        return jnp.square(centres - point[None]).sum(1)
+
+    def radius(centre: Array) -> Array:  # the nearest is the centre itself
+        return -jax.lax.top_k(-squares(centre), k + 1)[0][-1]
+
+    radii = jax.lax.map(radius, centres)
+    held = jax.lax.map(lambda point: jnp.any(squares(point) <= radii), points)
+    return held.mean()

@@ -37,12 +37,13 @@ def load(
     *,
     image_size: int | None = None,
     report: Callable[[str], object] = print,
+    first: str = "cifar10",
 ) -> Dataset:
     """Reads a dataset, which is first downloaded and prepared if it has to be.
 
     Args:
       name_or_path: one of `DATASETS`, or the path of one's own images, an `.npz` or a
-        folder of images by class, see `jaxnas.data.own`. `auto` is `cifar10` where
+        folder of images by class, see `jaxnas.data.own`. `auto` is `first` where
         that is prepared or can be downloaded, and else `digits`, which needs no
         network. `./digits` is a path.
       data_dir: folder of datasets prepared by tensorflow-datasets; None is that
@@ -51,6 +52,7 @@ def load(
         leaves them.
       report: is called with one line when a download starts, and when `auto`
         chooses `digits`.
+      first: one of `DATASETS`, what `auto` would rather have.
 
     Returns:
       The dataset, in the same order every time.
@@ -67,7 +69,7 @@ def load(
         )
     if name_or_path not in DATASETS:
         return _own(Path(name_or_path), image_size)
-    dataset = _named(str(name_or_path), data_dir, report)
+    dataset = _named(str(name_or_path), data_dir, report, first)
     if image_size is None:
         return dataset
     return dataset._replace(
@@ -89,17 +91,20 @@ def _own(path: Path, image_size: int | None) -> Dataset:
     )
 
 
-def _named(name: str, data_dir: str | None, report: Callable[[str], object]) -> Dataset:
+def _named(
+    name: str, data_dir: str | None, report: Callable[[str], object], first: str
+) -> Dataset:
     """Reads one of `DATASETS`."""
     if name == "digits":
         return _digits()
     if name != "auto":
         return _from_tfds(name, data_dir, report)
     try:
-        return _from_tfds("cifar10", data_dir, report)
+        return _from_tfds(first, data_dir, report)
     except DownloadFailed as error:
+        known = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
         report(
-            "CIFAR-10 is not prepared and cannot be downloaded "
+            f"{known.get(first, first)} is not prepared and cannot be downloaded "
             f"({type(error.__cause__).__name__}): taking digits, the 8x8 images that "
             "scikit-learn ships"
         )

@@ -1,0 +1,225 @@
+"""A GAN for images: DCGAN with any of four losses, told the labels or not.
+
+python experiments/image_gan.py
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from candidates import load_images
+from cell_search import with_states
+from image_extractor import COLUMNS, load_extractor, measure, train_extractor
+from image_generation import (
+    BETWEEN,
+    ROWS,
+    SHOWN,
+    ImageConfig,
+    Step,
+    check_images,
+    draw_snapshots,
+    shown_labels,
+    slerp,
+    train,
+)
+from retraining import draw_curves
+
+from jaxnas import cli, data, plots, runs
+from jaxnas.base import Array, PyTree
+from jaxnas.generators.adversarial import LOSSES, Gan, gan
+from jaxnas.nn.image import Discriminator, Downward, Upward
+from jaxnas.tasks import Batch
+
+CRITIC_STEPS = {"wgan": 5, "wgan_gp": 5}
+
+
+@dataclass(frozen=True)
+class Config(ImageConfig):
+    """Learn to generate images by two networks that compete."""
+
+    workdir: Path = Path("runs/image_gan")
+    """Where results go; the same command goes on from what is there."""
+    loss: Literal[tuple(LOSSES)] = "vanilla"
+    spectral: bool = False
+    """Normalise the discriminator's layers by their largest singular value, instead
+    of batches."""
+    critic_steps: int | None = None
+    """Steps of the discriminator to one of the generator; 5 for wgans by default, 1
+    for the others."""
+
+
+PRESETS = {
+    "quick": Config(steps=1200, samples=2000, classifier_epochs=1, chunk=100),
+    "paper": Config(),
+}
+TRAINING = {
+    "discriminator_loss": "discriminator",
+    "generator_loss": "generator",
+    "real_output": "of real images",
+    "fake_output": "of generated ones",
+}
+
+
+def main(config: Config) -> None:
+    """Runs the experiment, or goes on with it, or prints its result."""
+    config, dataset = load_images(config, "mnist")
+    check(config, dataset)
+    columns = (*COLUMNS, *TRAINING)
+    cli.run_or_show(config, columns, lambda run: work(config, dataset, run))
+
+
+def check(config: Config, dataset: data.Dataset) -> None:
+    """Refuses what cannot work, before a work folder is made or anything compiles."""
+    ranges: dict[str, tuple[float, float]] = {"critic_steps": (1, inf)}
+    check_images(config, dataset, ranges, critic_steps_of(config))
+
+
+def critic_steps_of(config: Config) -> int:
+    """Steps of the discriminator to one of the generator."""
+    if config.critic_steps is None:
+        return CRITIC_STEPS.get(config.loss, 1)
+    return config.critic_steps
+
+
+def make_gan(config: Config, dataset: data.Dataset) -> Gan:
+    """Makes the networks and their updates."""
+    num_classes = len(dataset.class_names) if config.conditional else 0
+    # A penalty on each example's gradient, or a norm of weights, takes no batch norm.
+    norm = "none" if config.spectral else "batch"
+    norm = "layer" if config.loss == "wgan_gp" and not config.spectral else norm
+    trunk = Downward(config.widths[::-1], norm=norm, spectral=config.spectral)
+    shape = dataset.train_images.shape[1:]
+    return gan(
+        Upward(shape, config.widths, num_classes=num_classes),
+        Discriminator(trunk, num_classes),
+        config.loss,
+        optax.adam(config.learning_rate, b1=0.5),
+        num_latent=config.num_latent,
+        critic_steps=critic_steps_of(config),
+    )
+
+
+def to_signs(images: Array) -> Array:
+    """Scales uint8 to float32 in [-1, 1]."""
+    return images / jnp.float32(127.5) - 1
+
+
+def to_levels(images: Array) -> Array:
+    """Rounds float32 in [-1, 1] to uint8."""
+    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+
+
+def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]:
+    """Trains both networks, draws and judges; returns what result.json says of it."""
+    key_init, key_train, key_shown, key_judged = jax.random.split(
+        jax.random.key(config.seed), 4
+    )
+    made = make_gan(config, dataset)
+    batch = Batch(dataset.train_images, dataset.train_labels)
+
+    @jax.jit
+    def generate(state: PyTree, z: Array, labels: Array) -> Array:
+        """Images uint8[N, H, W, colours] of latents; none is changed by another."""
+
+        def one(given):
+            z, label = (x[None] for x in given)
+            told = label if config.conditional else None
+            return to_levels(made.generate(key_shown, state, z, told)[0])
+
+        return jax.lax.map(one, (z, labels), batch_size=250)
+
+    latents = jax.random.normal(key_shown, (SHOWN * ROWS, config.num_latent))
+    labels = shown_labels(dataset, SHOWN * ROWS)
+    step = Step(
+        made.update,
+        to_signs,
+        lambda state: generate(state, latents[:SHOWN], labels[:SHOWN]),
+        config.batch_size * critic_steps_of(config),
+        config.steps,
+        config.conditional,
+    )
+    first = jnp.zeros((2, *dataset.train_images.shape[1:]))
+    told = jnp.zeros(2, jnp.int32) if config.conditional else None
+    state = made.init(key_init, first, told)
+    state, pictures, steps = train(
+        run, config, "training", key_train, state, step, batch, summarise, with_states
+    )
+    quantities = {
+        "loss": (f"{config.loss} loss", 1.0),
+        "output": ("discriminator's output", 1.0),
+    }
+    draw_curves(run, "training", TRAINING, quantities)
+    if config.classifier is None:
+        extractor = train_extractor(
+            run, dataset, config.classifier_epochs, config.chunk
+        )
+    else:
+        extractor = load_extractor(config.classifier, dataset)
+    found = judge(config, dataset, extractor, partial(generate, state), key_judged)
+    draw(run, config, dataset, partial(generate, state), latents, labels, found)
+    draw_snapshots(run, "samples_over_time.png", "Samples over time", pictures, steps)
+    return {
+        "dataset": dataset.name,
+        "loss": config.loss,
+        "conditional": config.conditional,
+        **found,
+        "steps_per_second": run.rate("training"),
+    }
+
+
+def summarise(state: PyTree, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The row of a chunk."""
+    del state
+    names = {"real_output": "real", "fake_output": "fake"}
+    return {name: metrics[names.get(name, name)].mean() for name in TRAINING}
+
+
+def judge(config, dataset, extractor, generate, key) -> dict[str, Any]:
+    """Measures samples of all classes alike, and says where they are all one."""
+    z = jax.random.normal(key, (config.samples, config.num_latent))
+    labels = shown_labels(dataset, config.samples)
+    samples = np.asarray(generate(z, labels))
+    found = measure(extractor, dataset, samples, labels if config.conditional else None)
+    if found["collapsed"]:
+        print(
+            f"the generator has collapsed: its samples{' of a class' * config.conditional}"
+            f" differ by {found['spread_levels']:.2g} of 255 levels; try another "
+            "--seed or --loss"
+        )
+    return found
+
+
+def draw(run, config, dataset, generate, latents, labels, found) -> None:
+    """Draws samples, by class where these are told, and ways between latents."""
+    shape = dataset.train_images.shape[1:]
+    grid = np.asarray(generate(latents, labels)).reshape(ROWS, SHOWN, *shape)
+    names = [dataset.class_names[label] for label in labels[:SHOWN]]
+    by_class = {"column_names": names} if config.conditional else {}
+    title = (
+        f"Samples: Fréchet distance {found['frechet_distance']:.3g}\n"
+        f"on the features of {found['extractor']}"
+    )
+    figure = plots.plot_images(grid, title=title, **by_class)
+    plots.save(figure, run.path("samples.png"))
+
+    ways = [
+        slerp(latents[2 * row], latents[2 * row + 1], BETWEEN) for row in range(ROWS)
+    ]
+    told = np.repeat(labels[:ROWS], BETWEEN)
+    between = np.asarray(generate(jnp.concatenate(ways), told))
+    figure = plots.plot_images(
+        between.reshape(ROWS, BETWEEN, *shape),
+        title="Between two latents, along the arc",
+        row_names=names[:ROWS] if config.conditional else (),
+    )
+    plots.save(figure, run.path("interpolation.png"))
+
+
+if __name__ == "__main__":
+    cli.main(main, PRESETS)

@@ -1,0 +1,208 @@
+"""What experiments have in common that learn to generate images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from image_extractor import load_extractor
+
+from jaxnas import cli, data, plots, runs
+from jaxnas.base import Array, InputError, PyTree
+from jaxnas.data import batch_indices
+from jaxnas.tasks import Batch
+
+SNAPSHOTS = 8  # pictures of what a run generates, evenly over its steps
+SHOWN = 10  # images of each
+ROWS = 8  # of the final grid
+BETWEEN = 10  # images of an interpolation
+COUNTS = "num_latent", "batch_size", "steps", "chunk", "samples", "classifier_epochs"
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The flags that such experiments share."""
+
+    preset: Literal["quick", "paper"] = "paper"
+    """quick takes a minute or two; the other flags change a preset's values."""
+    dataset: str = "auto"
+    """A name (auto, cifar10, mnist, fashion_mnist, digits), an .npz or a folder."""
+    image_size: int | None = None
+    """Pixels along a side that images are resized to."""
+    data_dir: Path | None = None
+    """Folder of prepared datasets; that of tensorflow-datasets by default."""
+    workdir: Path = Path("runs/images")
+    """Where results go; the same command goes on from what is there."""
+    overwrite: bool = False
+    """Clear a run of another configuration from the work folder."""
+    seed: int = 0
+    """What every random number follows from, but for those of the classifier."""
+
+    conditional: bool = True
+    """Tell the networks the label of each image."""
+    widths: tuple[int, ...] = (64, 32)
+    """Channels from the smallest image to the largest; each stage doubles it."""
+    num_latent: int = 64
+    """Numbers that an image is generated from."""
+    batch_size: int = 64
+    steps: int = 10_000
+    learning_rate: float = 2e-4
+    """Of Adam."""
+    chunk: int = 200
+    """Steps between two checkpoints, and two rows of the log."""
+
+    samples: int = 5000
+    """Images that are generated to be judged; 1,000 or more."""
+    classifier_epochs: int = 3
+    """Of the training of the classifier that judges them."""
+    classifier: Path | None = None
+    """Work folder of a finished run on the same images whose classifier is taken."""
+
+
+def check_images(
+    config: ImageConfig,
+    dataset: data.Dataset,
+    ranges: dict[str, tuple[float, float]],
+    batches: int = 1,
+) -> None:
+    """Refuses what cannot work, before a work folder is made or anything compiles.
+
+    Args:
+      config: of the run.
+      dataset: of the run.
+      ranges: of the experiment's own flags, see `cli.check_ranges`.
+      batches: that a step draws.
+    """
+    num_train = len(dataset.train_labels)
+    shared: dict[str, tuple[float, float]] = {name: (1, inf) for name in COUNTS}
+    shared |= {
+        "samples": (1000, inf),
+        "batch_size": (2, num_train // batches),
+        "learning_rate": (0, inf),
+        "seed": (0, 2**31 - 1),
+    }
+    cli.check_ranges(config, {**shared, **ranges})
+    if not config.widths or min(config.widths) < 1:
+        raise InputError(
+            "expected --widths of a number of 1 or more for each stage, but got "
+            f"{' '.join(map(str, config.widths)) or 'none'}: change it"
+        )
+    if config.classifier is not None:
+        load_extractor(config.classifier, dataset)
+
+
+class Step(NamedTuple):
+    """A step of training; equal for equal members, so that jit compiles it once."""
+
+    # key, state, images float32[B, H, W, colours], labels int32[B] or None
+    update: Callable[[Array, PyTree, Array, Array | None], tuple[PyTree, dict]]
+    prepare: Callable[[Array], Array]  # uint8[B, H, W, colours] -> float32
+    show: Callable[[PyTree], Array]  # state -> uint8[SHOWN, H, W, colours]
+    batch_size: int
+    num_steps: int
+    conditional: bool
+
+    def __call__(self, key: Array, data: Batch, carry: tuple[PyTree, Array], step):
+        state, pictures = carry
+        key_order, key_step = jax.random.split(key)
+        index = batch_indices(key_order, step, len(data.labels), self.batch_size)
+        labels = data.labels[index] if self.conditional else None
+        key_step = jax.random.fold_in(key_step, step)
+        images = self.prepare(data.images[index])
+        state, metrics = self.update(key_step, state, images, labels)
+        before, now = ((step + i) * len(pictures) // self.num_steps for i in (0, 1))
+        pictures = jax.lax.cond(
+            now > before,
+            lambda: pictures.at[now - 1].set(self.show(state)),
+            lambda: pictures,
+        )
+        return (state, pictures), metrics
+
+
+def train(
+    run: runs.Run,
+    config: ImageConfig,
+    phase: str,
+    key: Array,
+    state: PyTree,
+    step: Step,
+    images: Batch,
+    summarise: Callable[[PyTree, dict[str, np.ndarray]], dict[str, Any]],
+    loop: Callable,
+) -> tuple[PyTree, np.ndarray, list[int]]:
+    """Trains in a phase of a run, with pictures of how far it was.
+
+    Args:
+      run, config: of the run.
+      phase: its name.
+      key: of all that is drawn.
+      state: untrained.
+      step: of the training.
+      images: what is learnt from, as stored.
+      summarise: takes state and metrics of a chunk, gives the numbers of its row.
+      loop: `cell_search.with_states`.
+
+    Returns:
+      The state; pictures uint8[S, SHOWN, H, W, colours] and the S steps of them.
+    """
+    count = min(SNAPSHOTS, step.num_steps)
+    shape = (count, SHOWN, *images.images.shape[1:])
+    moments = [-(-(i + 1) * step.num_steps // count) for i in range(count)]
+
+    def row(chunk: tuple[PyTree, dict[str, np.ndarray]]) -> dict[str, Any]:
+        (state, _), metrics = chunk
+        return summarise(state, metrics)
+
+    with cli.phase(run, phase, step.num_steps, config.chunk, row, loop) as scan:
+        (state, pictures), _ = scan(
+            jax.tree_util.Partial(step, key, jax.tree.map(jnp.asarray, images)),
+            (state, jnp.zeros(shape, jnp.uint8)),
+            jnp.arange(step.num_steps),
+        )
+    return state, np.asarray(pictures), moments
+
+
+def shown_labels(dataset: data.Dataset, count: int = SHOWN) -> np.ndarray:
+    """The classes by turns, int32[count]."""
+    return np.arange(count, dtype=np.int32) % len(dataset.class_names)
+
+
+def draw_snapshots(
+    run: runs.Run, name: str, title: str, pictures: np.ndarray, steps: list[int]
+) -> None:
+    """Draws what the same latents gave after so many steps, a row a moment."""
+    rows = [f"step {step:,}" for step in steps]
+    figure = plots.plot_images(pictures, title=title, row_names=rows)
+    plots.save(figure, run.path(name))
+
+
+def slerp(one: Array, other: Array, count: int) -> Array:
+    """Latents on the arc between two: float32[count, L].
+
+    Spherical interpolation (Shoemake 1985; for latents White 2016, arXiv:1609.04468):
+    what lies between two draws of a normal distribution is as long as such draws
+    mostly are, where a straight line would pass closer to the centre. Of vectors of
+    different length, the length goes from the one to the other.
+
+    Args:
+      one, other: float32[L], neither of them 0.
+      count: of points, with both ends.
+    """
+    lengths = [jnp.linalg.norm(end) for end in (one, other)]
+    ends = [end / length for end, length in zip((one, other), lengths, strict=True)]
+    angle = jnp.arccos(jnp.clip(ends[0] @ ends[1], -1, 1))
+    by = jnp.linspace(0, 1, count)[:, None]
+    # Of the same direction the arc is the line.
+    sine = jnp.sin(angle)
+    is_line = sine < 1e-6
+    safe = jnp.where(is_line, 1.0, sine)
+    parts = (
+        jnp.where(is_line, part, jnp.sin(part * angle) / safe) for part in (1 - by, by)
+    )
+    first, second = parts
+    along = first * ends[0][None] + second * ends[1][None]
+    return along * ((1 - by) * lengths[0] + by * lengths[1])
