@@ -10,14 +10,15 @@ import jax
 import numpy as np
 import optax
 from retraining import draw_curves, prepare, train_network
-from search_results import FAILURES, note_failure
+from search_results import FAILURES, draw_search, note_failure, write_candidates
 
 from jaxnas import cli, data, runs
-from jaxnas.base import Evaluator, SearchSpace
+from jaxnas.base import Evaluator, InputError, Log, SearchSpace, Strategy
 from jaxnas.evaluators.memory import largest_group
 from jaxnas.evaluators.objectives import Cost, latency, size_costs
 from jaxnas.evaluators.population import population
 from jaxnas.evaluators.standalone import standalone
+from jaxnas.search import chunked_scan, search
 from jaxnas.spaces import GENERATIVE, SPACES
 from jaxnas.tasks import Batch, classification
 from jaxnas.training import sgd
@@ -80,6 +81,7 @@ SMALL: dict[str, Any] = {
     "cells": 3,
 }
 """For the quick presets."""
+SEARCH = ("evaluations", "fitness", "best_fitness", "failed")  # columns of the log
 
 
 def load_images(config: Any, first: str = "cifar10") -> tuple[Any, data.Dataset]:
@@ -170,6 +172,70 @@ def batches_of(config: TrainingConfig, dataset: data.Dataset) -> dict[str, Batch
     first = slice(config.train_examples)
     parts = {"train": train, "valid": valid}
     return {name: Batch(x[first], y[first]) for name, (x, y) in parts.items()}
+
+
+def search_candidates(
+    config: Any,
+    run: runs.Run,
+    space: SearchSpace,
+    strategy: Strategy,
+    evaluator: Evaluator,
+    num_steps: int,
+    fitness: str,
+) -> tuple[np.ndarray, Log]:
+    """Searches in the phase "searching", writes the candidates and draws them.
+
+    Args:
+      config: with seed, epochs and evaluator; `population` is compiled as a whole.
+      run: the work folder.
+      space, strategy, evaluator: of the search.
+      num_steps: of the strategy.
+      fitness: what the evaluator calls it.
+
+    Returns:
+      int32[D], what the strategy recommends, and the log.
+
+    Raises:
+      InputError: all candidates failed.
+    """
+    _, key, _ = jax.random.split(jax.random.key(config.seed), 3)
+
+    def summarise(log: Log) -> dict[str, Any]:
+        before = run.log.read("searching")  # of this start and earlier ones
+        fitness = log.feedback.fitness[log.proposal.budget > 0]
+        usable = fitness[np.isfinite(fitness)]
+        done = float(log.feedback.cost.sum()) / config.epochs
+        row = {
+            "evaluations": sum(before["evaluations"][-1:]) + done,
+            "failed": len(fitness) - len(usable),
+        }
+        best = np.nanmax([-inf, *before["best_fitness"], *usable])
+        if np.isfinite(best):
+            row["best_fitness"] = best
+        return row | ({"fitness": usable.mean()} if len(usable) else {})
+
+    compiled = config.evaluator == "population"
+    if not compiled:
+        run.path(FAILURES)
+        functions = {"ask": jax.jit(strategy.ask), "tell": jax.jit(strategy.tell)}
+        strategy = strategy._replace(**functions)
+    loop = partial(chunked_scan, compiled=compiled)
+    with cli.phase(run, "searching", num_steps, 1, summarise, loop) as scan:
+        (state, _), log = search(key, strategy, evaluator, num_steps, scan)
+    write_candidates(run.path("candidates.csv"), space, log, config.epochs)
+    draw_search(run, log, fitness)
+    if not np.isfinite(log.feedback.fitness).any():
+        raise InputError(
+            "expected a candidate that can be trained, but all failed: see "
+            f"{run.path('candidates.csv')}, and try another --learning-rate"
+        )
+    return strategy.recommend(state, log), log
+
+
+def value_of(log: Log, arch: np.ndarray, name: str) -> float:
+    """The best value of a metric of an architecture, at its largest budget."""
+    found_by = (log.proposal.arch == np.asarray(arch)).all(-1) * log.proposal.budget
+    return float(log.feedback.metrics[name][found_by == found_by.max()].max())
 
 
 def cost_of(

@@ -11,14 +11,48 @@ import numpy as np
 from jaxnas.base import (
     Evaluator,
     Feedback,
+    InputError,
     Proposal,
     SearchSpace,
     Strategy,
     Surrogate,
 )
 from jaxnas.search import search
-from jaxnas.strategies import STRATEGIES
+from jaxnas.strategies import NEED_GRADIENT, NEED_SURROGATE, STRATEGIES
 from jaxnas.surrogates import SURROGATES, refitted
+
+# Those that need a supernet, or whose next proposal follows from the last answer.
+NOT_HERE = (*NEED_GRADIENT, "enas", "local_search")
+
+
+def make_strategy(config: Any, space: SearchSpace) -> tuple[Strategy, int, int]:
+    """Makes the strategy with settings for its evaluations; its steps and slots."""
+    budgets = sorted({ceil(config.epochs / 9), ceil(config.epochs / 3), config.epochs})
+    given: dict[str, Any] = {
+        "batch_size": config.batch,
+        "num_queries": config.evaluations,
+        "population_size": min(config.evaluations // 2 or 1, 32),
+        "tournament_size": 5,
+        "budgets": budgets,
+        "num_train": max(config.evaluations - config.batch, 1),
+        "num_verify": config.batch,
+        "beam_size": config.batch,
+    }
+    if config.strategy in NEED_SURROGATE:
+        given["surrogate"] = surrogate_of(config.strategy, config.surrogate, space)
+    taken = inspect.signature(STRATEGIES[config.strategy]).parameters
+    settings = {k: v for k, v in given.items() if k in taken}
+    strategy = STRATEGIES[config.strategy](space, **settings)
+    return strategy, *plan(config, strategy)
+
+
+def check_evaluations(config: Any) -> None:
+    """Refuses more candidates a step than there are in all."""
+    if config.batch > config.evaluations:
+        raise InputError(
+            f"expected --batch up to the {config.evaluations} evaluations, but got "
+            f"{config.batch}: ask for fewer at a time"
+        )
 
 
 def surrogate_of(strategy: str, name: str, space: SearchSpace) -> Surrogate:

@@ -235,15 +235,16 @@ def test_halving_goes_on_with_what_it_promotes(experiment):
         strategy="successive_halving", evaluations=4, batch=2, epochs=9
     )
     space = SPACES["chain"]((4, 4, 3), trunk=2, head=0)
+    plan = importlib.import_module("search_plan").plan
     make = experiment.STRATEGIES["successive_halving"]
     strategy = make(space, budgets=(1, 3, 9), population_size=4, batch_size=2)
-    steps, slots = experiment.plan(config, strategy)
+    steps, slots = plan(config, strategy)
     # A bracket: four for one epoch, one of them to three and to nine: 4 + 2 + 6 epochs
     # in four steps; four evaluations are 36.
     assert (steps, slots) == (12, 4)
     alone = dataclasses.replace(config, evaluator="standalone")
     # Who starts afresh takes 4 + 3 + 9.
-    assert experiment.plan(alone, strategy)[0] == 10
+    assert plan(alone, strategy)[0] == 10
 
 
 @pytest.mark.parametrize(
