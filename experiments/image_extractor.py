@@ -51,6 +51,13 @@ def make_classifier(num_classes: int) -> ChainNetwork:
     return ChainNetwork(tuple(trunk), head, max(WIDTHS), num_classes)
 
 
+def find_extractor(run: runs.Run, config: Any, dataset: data.Dataset) -> Extractor:
+    """The classifier of the run that is asked for, or one of this run's own."""
+    if config.classifier is not None:
+        return load_extractor(config.classifier, dataset)
+    return train_extractor(run, dataset, config.classifier_epochs, config.chunk)
+
+
 def train_extractor(
     run: runs.Run, dataset: data.Dataset, epochs: int, chunk: int
 ) -> Extractor:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from candidates import load_images
 from cell_search import with_states
-from image_extractor import COLUMNS, load_extractor, measure, train_extractor
+from image_extractor import COLUMNS, find_extractor, measure
 from image_generation import (
     BETWEEN,
     ROWS,
@@ -23,14 +23,16 @@ from image_generation import (
     ImageConfig,
     Step,
     check_images,
+    draw_grid,
     draw_snapshots,
+    samples_title,
     shown_labels,
     slerp,
     train,
 )
 from retraining import draw_curves
 
-from jaxnas import cli, data, plots, runs
+from jaxnas import cli, data, runs
 from jaxnas.base import Array, PyTree
 from jaxnas.generators.adversarial import LOSSES, Gan, gan
 from jaxnas.nn.image import Discriminator, Downward, Upward
@@ -77,7 +79,9 @@ def main(config: Config) -> None:
 def check(config: Config, dataset: data.Dataset) -> None:
     """Refuses what cannot work, before a work folder is made or anything compiles."""
     ranges: dict[str, tuple[float, float]] = {"critic_steps": (1, inf)}
-    check_images(config, dataset, ranges, critic_steps_of(config))
+    cli.check_ranges(config, ranges)
+    most = len(dataset.train_labels) // critic_steps_of(config)
+    check_images(config, dataset, most)
 
 
 def critic_steps_of(config: Config) -> int:
@@ -93,10 +97,12 @@ def make_gan(config: Config, dataset: data.Dataset) -> Gan:
     # A penalty on each example's gradient, or a norm of weights, takes no batch norm.
     norm = "none" if config.spectral else "batch"
     norm = "layer" if config.loss == "wgan_gp" and not config.spectral else norm
-    trunk = Downward(config.widths[::-1], norm=norm, spectral=config.spectral)
+    started: Any = {"deviation": 0.02}
+    down = {"norm": norm, "spectral": config.spectral, **started}
+    trunk = Downward(config.widths[::-1], **down)
     shape = dataset.train_images.shape[1:]
     return gan(
-        Upward(shape, config.widths, num_classes=num_classes),
+        Upward(shape, config.widths, num_classes=num_classes, **started),
         Discriminator(trunk, num_classes),
         config.loss,
         optax.adam(config.learning_rate, b1=0.5),
@@ -155,15 +161,10 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
         "output": ("discriminator's output", 1.0),
     }
     draw_curves(run, "training", TRAINING, quantities)
-    if config.classifier is None:
-        extractor = train_extractor(
-            run, dataset, config.classifier_epochs, config.chunk
-        )
-    else:
-        extractor = load_extractor(config.classifier, dataset)
+    extractor = find_extractor(run, config, dataset)
     found = judge(config, dataset, extractor, partial(generate, state), key_judged)
     draw(run, config, dataset, partial(generate, state), latents, labels, found)
-    draw_snapshots(run, "samples_over_time.png", "Samples over time", pictures, steps)
+    draw_snapshots(run, pictures, steps)
     return {
         "dataset": dataset.name,
         "loss": config.loss,
@@ -187,38 +188,27 @@ def judge(config, dataset, extractor, generate, key) -> dict[str, Any]:
     samples = np.asarray(generate(z, labels))
     found = measure(extractor, dataset, samples, labels if config.conditional else None)
     if found["collapsed"]:
+        which = "its samples of a class" if config.conditional else "its samples"
         print(
-            f"the generator has collapsed: its samples{' of a class' * config.conditional}"
-            f" differ by {found['spread_levels']:.2g} of 255 levels; try another "
-            "--seed or --loss"
+            f"the generator has collapsed: {which} differ by "
+            f"{found['spread_levels']:.2g} of 255 levels; try another --seed or --loss"
         )
     return found
 
 
 def draw(run, config, dataset, generate, latents, labels, found) -> None:
     """Draws samples, by class where these are told, and ways between latents."""
-    shape = dataset.train_images.shape[1:]
-    grid = np.asarray(generate(latents, labels)).reshape(ROWS, SHOWN, *shape)
     names = [dataset.class_names[label] for label in labels[:SHOWN]]
-    by_class = {"column_names": names} if config.conditional else {}
-    title = (
-        f"Samples: Fréchet distance {found['frechet_distance']:.3g}\n"
-        f"on the features of {found['extractor']}"
+    by_class = names if config.conditional else ()
+    grid = generate(latents, labels)
+    title = samples_title(found)
+    draw_grid(run, "samples.png", title, grid, SHOWN, column_names=by_class)
+    ways = jnp.concatenate(
+        [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(ROWS)]
     )
-    figure = plots.plot_images(grid, title=title, **by_class)
-    plots.save(figure, run.path("samples.png"))
-
-    ways = [
-        slerp(latents[2 * row], latents[2 * row + 1], BETWEEN) for row in range(ROWS)
-    ]
-    told = np.repeat(labels[:ROWS], BETWEEN)
-    between = np.asarray(generate(jnp.concatenate(ways), told))
-    figure = plots.plot_images(
-        between.reshape(ROWS, BETWEEN, *shape),
-        title="Between two latents, along the arc",
-        row_names=names[:ROWS] if config.conditional else (),
-    )
-    plots.save(figure, run.path("interpolation.png"))
+    between = generate(ways, np.repeat(labels[:ROWS], BETWEEN))
+    title, by_row = "Between two latents, along the arc", by_class[:ROWS]
+    draw_grid(run, "interpolation.png", title, between, BETWEEN, row_names=by_row)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class ImageConfig:
     num_latent: int = 64
     """Numbers that an image is generated from."""
     batch_size: int = 64
-    steps: int = 10_000
+    steps: int = 8000
     learning_rate: float = 2e-4
     """Of Adam."""
     chunk: int = 200
@@ -63,29 +63,22 @@ class ImageConfig:
     """Work folder of a finished run on the same images whose classifier is taken."""
 
 
-def check_images(
-    config: ImageConfig,
-    dataset: data.Dataset,
-    ranges: dict[str, tuple[float, float]],
-    batches: int = 1,
-) -> None:
+def check_images(config: ImageConfig, dataset: data.Dataset, most: int) -> None:
     """Refuses what cannot work, before a work folder is made or anything compiles.
 
     Args:
       config: of the run.
       dataset: of the run.
-      ranges: of the experiment's own flags, see `cli.check_ranges`.
-      batches: that a step draws.
+      most: images that a batch may have.
     """
-    num_train = len(dataset.train_labels)
     shared: dict[str, tuple[float, float]] = {name: (1, inf) for name in COUNTS}
     shared |= {
         "samples": (1000, inf),
-        "batch_size": (2, num_train // batches),
+        "batch_size": (2, most),
         "learning_rate": (0, inf),
         "seed": (0, 2**31 - 1),
     }
-    cli.check_ranges(config, {**shared, **ranges})
+    cli.check_ranges(config, shared)
     if not config.widths or min(config.widths) < 1:
         raise InputError(
             "expected --widths of a number of 1 or more for each stage, but got "
@@ -171,13 +164,28 @@ def shown_labels(dataset: data.Dataset, count: int = SHOWN) -> np.ndarray:
     return np.arange(count, dtype=np.int32) % len(dataset.class_names)
 
 
-def draw_snapshots(
-    run: runs.Run, name: str, title: str, pictures: np.ndarray, steps: list[int]
+def draw_grid(
+    run: runs.Run, name: str, title: str, images: Any, columns: int, **names: Any
 ) -> None:
+    """Draws images uint8[N, H, W, colours] in rows, see `plots.plot_images`."""
+    grid = np.asarray(images).reshape(-1, columns, *images.shape[1:])
+    plots.save(plots.plot_images(grid, title=title, **names), run.path(name))
+
+
+def draw_snapshots(run: runs.Run, pictures: np.ndarray, steps: list[int]) -> None:
     """Draws what the same latents gave after so many steps, a row a moment."""
     rows = [f"step {step:,}" for step in steps]
-    figure = plots.plot_images(pictures, title=title, row_names=rows)
-    plots.save(figure, run.path(name))
+    images = pictures.reshape(-1, *pictures.shape[2:])
+    title = "Samples of the same latents over time"
+    draw_grid(run, "samples_over_time.png", title, images, SHOWN, row_names=rows)
+
+
+def samples_title(found: dict[str, Any]) -> str:
+    """What stands above samples that were measured."""
+    return (
+        f"Samples: Fréchet distance {found['frechet_distance']:.3g}\n"
+        f"on the features of {found['extractor']}"
+    )
 
 
 def slerp(one: Array, other: Array, count: int) -> Array:

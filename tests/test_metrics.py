@@ -7,14 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import stats
+from scipy import linalg, stats
 from sklearn import metrics as sklearn_metrics
+from sklearn.neighbors import NearestNeighbors
 
 from jaxnas.metrics import (
     classification_metrics,
     confusion_matrix,
+    frechet_distance,
     kendall_tau,
     per_class_metrics,
+    precision_recall,
 )
 
 
@@ -160,3 +163,55 @@ def test_kendall_tau_of_many_equals_scipys():
     assert kendall_tau(x, x) == pytest.approx(1, abs=1e-6)
     assert kendall_tau(x, -x) == pytest.approx(-1, abs=1e-6)
     assert kendall_tau(x, np.zeros(2000)) == 0
+
+
+# Generated examples
+
+
+def test_frechet_distance_is_that_by_square_roots_of_matrices():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + rng.normal(size=5)
+    y = rng.normal(size=(80, 5)) @ rng.normal(size=(5, 5))
+    first, second = (np.cov(z, rowvar=False) for z in (x, y))
+    root = linalg.sqrtm(first @ second).real
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2)
+    expected += np.trace(first + second - 2 * root)
+    found = jax.jit(frechet_distance)(jnp.float32(x), jnp.float32(y))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(jnp.float32(x), jnp.float32(x)) == pytest.approx(
+        0, abs=1e-3
+    )
+
+
+def test_frechet_distance_of_a_shift_is_its_square_and_of_a_point_the_variance():
+    x = jnp.float32(np.random.default_rng(0).normal(size=(50, 3)))
+    shifted = frechet_distance(x, x + jnp.array([[1.0, -2.0, 0.5]]))
+    assert shifted == pytest.approx(5.25, rel=1e-4)
+    collapsed = jnp.broadcast_to(x.mean(0), x.shape)
+    variance = float(np.var(x, 0, ddof=1).sum())
+    assert frechet_distance(x, collapsed) == pytest.approx(variance, rel=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_and_recall_are_those_by_neighbours_of_sklearn(k):
+    rng = np.random.default_rng(k)
+    real, fake = rng.normal(size=(70, 4)), 0.6 * rng.normal(size=(50, 4)) + 0.5
+
+    def covered(points, centres):
+        radii = NearestNeighbors(n_neighbors=k).fit(centres).kneighbors()[0][:, -1]
+        apart = sklearn_metrics.pairwise_distances(points, centres)
+        return np.mean((apart <= radii[None]).any(1))
+
+    found = jax.jit(precision_recall, static_argnums=2)(
+        jnp.float32(real), jnp.float32(fake), k
+    )
+    expected = covered(fake, real), covered(real, fake)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_precision_and_recall_of_one_point_copied():
+    real = jnp.float32(np.random.default_rng(0).normal(size=(40, 2)))
+    inside = jnp.broadcast_to(real[:1] + 1e-3, (10, 2))
+    np.testing.assert_array_equal(precision_recall(real, inside), (1, 0))
+    np.testing.assert_array_equal(precision_recall(real, inside + 100), (0, 0))
+    np.testing.assert_array_equal(precision_recall(real, real), (1, 1))

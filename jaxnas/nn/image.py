@@ -6,7 +6,7 @@ multiples are rounded up on the way down, and cut on the way up.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,13 @@ ACTIVATIONS = {
     "elu": nn.elu,
     "swish": nn.swish,
 }
+Initializer = Callable[..., Array]  # key, shape, dtype
 NORMS = ("batch", "layer", "none")
+
+
+def _initial(deviation: float | None, otherwise: Initializer) -> Initializer:
+    """Draws of a normal distribution of this deviation; without one as otherwise."""
+    return nn.initializers.normal(deviation) if deviation else otherwise
 
 
 def sides(size: int, stages: int) -> list[int]:
@@ -35,10 +41,11 @@ class Halve(nn.Module):
     channels: int
     size: int
     bias: bool
+    deviation: float | None = None
 
     @nn.compact
     def __call__(self, x):
-        init = nn.initializers.lecun_normal()
+        init = _initial(self.deviation, nn.initializers.lecun_normal())
         shape = (self.size, self.size, x.shape[-1], self.channels)
         kernel = self.param("kernel", init, shape)
         border = (self.size - 1) // 2
@@ -59,11 +66,13 @@ class Double(nn.Module):
     size: int
     sides: tuple[int, int]
     bias: bool
+    deviation: float | None = None
 
     @nn.compact
     def __call__(self, x):
         # Each output sees a fourth of the kernel.
-        init = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
+        fan_in = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
+        init = _initial(self.deviation, fan_in)
         shape = (self.size, self.size, x.shape[-1], self.channels)
         kernel = self.param("kernel", init, shape)
         x = transposed_convolution(x, kernel, 2, self.sides)
@@ -97,6 +106,7 @@ class Downward(nn.Module):
       activation: of `ACTIVATIONS`.
       spectral: whether the largest singular value of each kernel is kept at 1 (Miyato
         et al. 2018, arXiv:1802.05957).
+      deviation: of initial weights, 0.02 for DCGAN; by the inputs' number by default.
     """
 
     widths: Sequence[int]
@@ -104,12 +114,13 @@ class Downward(nn.Module):
     norm: str = "batch"
     activation: str = "leaky_relu"
     spectral: bool = False
+    deviation: float | None = None
 
     @nn.compact
     def __call__(self, x, train=False):
         for stage, width in enumerate(self.widths):
             norm = self.norm if stage else "none"
-            layer = Halve(width, self.size, bias=norm == "none")
+            layer = Halve(width, self.size, norm == "none", self.deviation)
             x = _layer(layer, self.spectral, x, train)
             x = ACTIVATIONS[self.activation](Norm(norm)(x, train))
         return x.reshape(len(x), -1)
@@ -128,7 +139,7 @@ class Discriminator(nn.Module):
     one of its label is added.
 
     Attributes:
-      trunk: makes vectors of images.
+      trunk: makes vectors of images; its initial weights' deviation is that of all.
       num_classes: of the condition int32[N]; 0: there is none.
     """
 
@@ -139,10 +150,14 @@ class Discriminator(nn.Module):
     def __call__(self, x, condition=None, train=False):
         x = self.trunk(x, train)
         spectral = self.trunk.spectral
-        out = _layer(nn.Dense(1), spectral, x, train)[:, 0]
+        deviation, scaling = self.trunk.deviation, nn.initializers.variance_scaling
+        init = _initial(deviation, nn.initializers.lecun_normal())
+        out = _layer(nn.Dense(1, kernel_init=init), spectral, x, train)[:, 0]
         if self.num_classes:
             told = jax.nn.one_hot(condition, self.num_classes)
-            table = nn.Dense(x.shape[-1], use_bias=False)
+            # So that at the start it adds no more than the layer above.
+            init = _initial(deviation, scaling(1.0, "fan_out", "normal"))
+            table = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init)
             out += jnp.sum(x * _layer(table, spectral, told, train), -1)
         return out
 
@@ -179,6 +194,7 @@ class Upward(nn.Module):
       output: "tanh", "linear", or "logistic": then the result is (images, log scales
         float32[C], which do not depend on the vectors).
       num_classes: of the condition int32[N]; 0: there is none.
+      deviation: of initial weights, 0.02 for DCGAN; by the inputs' number by default.
     """
 
     image_shape: tuple[int, int, int]
@@ -188,6 +204,7 @@ class Upward(nn.Module):
     activation: str = "relu"
     output: str = "tanh"
     num_classes: int = 0
+    deviation: float | None = None
 
     @nn.compact
     def __call__(self, z, condition=None, train=False):
@@ -195,14 +212,17 @@ class Upward(nn.Module):
         stages = len(self.widths)
         rows, columns = (sides(side, stages)[::-1] for side in shape)
         first = rows[0], columns[0], self.widths[0]
-        x = nn.Dense(math.prod(first))(_told(z, condition, self.num_classes))
+        init = _initial(self.deviation, nn.initializers.lecun_normal())
+        dense = nn.Dense(math.prod(first), kernel_init=init)
+        x = dense(_told(z, condition, self.num_classes))
         x = x.reshape(-1, *first)
         for stage in range(stages):
             x = ACTIVATIONS[self.activation](Norm(self.norm)(x, train))
             is_last = stage + 1 == stages
             width = channels if is_last else self.widths[stage + 1]
             size = rows[stage + 1], columns[stage + 1]
-            x = Double(width, self.size, size, is_last or self.norm == "none")(x)
+            bias = is_last or self.norm == "none"
+            x = Double(width, self.size, size, bias, self.deviation)(x)
         if self.output == "tanh":
             return jnp.tanh(x)
         if self.output == "logistic":

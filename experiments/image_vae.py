@@ -1,0 +1,322 @@
+"""A variational autoencoder for images, whose bound is of the images as stored.
+
+python experiments/image_vae.py
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from candidates import load_images
+from cell_search import with_states
+from image_extractor import COLUMNS, Extractor, find_extractor, measure
+from image_generation import (
+    BETWEEN,
+    ROWS,
+    SHOWN,
+    ImageConfig,
+    Step,
+    check_images,
+    draw_grid,
+    draw_snapshots,
+    samples_title,
+    shown_labels,
+    slerp,
+    train,
+)
+from retraining import draw_curves
+
+from jaxnas import cli, data, runs
+from jaxnas.base import Array, PyTree
+from jaxnas.generators.variational import Autoencoder, Examples, Vae, vae
+from jaxnas.incumbents import bootstrap
+from jaxnas.nn.image import Downward, GaussianEncoder, Upward
+from jaxnas.tasks import Batch, discretized_logistic
+from jaxnas.training import TrainState
+
+
+@dataclass(frozen=True)
+class Config(ImageConfig):
+    """Learn to generate images by a variational autoencoder."""
+
+    workdir: Path = Path("runs/image_vae")
+    """Where results go; the same command goes on from what is there."""
+    conditional: bool = False
+    """Tell the networks the label of each image."""
+    widths: tuple[int, ...] = (128, 64, 32)
+    """Channels from the smallest image to the largest; the encoder's are the same."""
+    num_latent: int = 128
+    """Numbers that an image is generated from."""
+    batch_size: int = 128
+    steps: int = 4000
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    beta: float = 1.0
+    """Weight of the divergence while training; 1 is the bound."""
+    seeds: int = 1
+    """Trainings, with --seed and the numbers that follow."""
+    classifier_epochs: int = 10
+    """Of the training of the classifier that judges samples."""
+
+
+PRESETS = {
+    "quick": Config(
+        widths=(64, 32, 16), steps=1000, samples=2000, classifier_epochs=2, chunk=100
+    ),
+    "paper": Config(),
+}
+TRAINING = {
+    f"{part}_{name}": images
+    for name in ("bound", "divergence")
+    for part, images in (("train", "training batches"), ("valid", "validation"))
+}
+QUANTITIES = {
+    "bound": ("bound (nats an image)", 1.0),
+    "divergence": ("divergence (nats an image)", 1.0),
+}
+SPREAD = ("elbo_nats", "bits_per_dimension", "frechet_distance")
+VALIDATED = 2000  # images, of the tenth that is held out, at each row of the log
+
+
+class Model(NamedTuple):
+    """An autoencoder and how it looks at images."""
+
+    made: Vae
+    prepare: Callable[[Array], Array]  # uint8[N, H, W, colours] -> float32
+    to_levels: Callable[[Array], Array]  # its inverse, rounded
+    width: tuple[float, ...]  # of each colour, distance of two levels, normalised
+    conditional: bool
+
+    def told(self, labels: Array) -> Array | None:
+        """What the networks are told."""
+        return labels if self.conditional else None
+
+
+def main(config: Config) -> None:
+    """Runs the experiment, or goes on with it, or prints its result."""
+    config, dataset = load_images(config)
+    check(config, dataset)
+    columns = (*COLUMNS, *TRAINING)
+    cli.run_or_show(config, columns, lambda run: work(config, dataset, run))
+
+
+def check(config: Config, dataset: data.Dataset) -> None:
+    """Refuses what cannot work, before a work folder is made or anything compiles."""
+    ranges: dict[str, tuple[float, float]] = {"beta": (0, inf), "seeds": (1, inf)}
+    cli.check_ranges(config, ranges)
+    check_images(config, dataset, len(dataset.train_labels) * 9 // 10)
+
+
+def make_model(config: Config, dataset: data.Dataset) -> Model:
+    """Makes the networks, the likelihood of 256 levels, and the update."""
+    mean, std = data.channel_statistics(dataset.train_images)
+    std = np.maximum(std, np.float32(1e-3))  # of one colour alone it would be 0
+    low, high, width = -mean / std, (1 - mean) / std, 1 / (255 * std)
+    normalize = partial(data.normalize, mean=mean, std=std)
+
+    def to_levels(images: Array) -> Array:
+        levels = (images * std[None, None, None] + mean[None, None, None]) * 255
+        return jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
+
+    num_classes = len(dataset.class_names) if config.conditional else 0
+    trunk = Downward(config.widths[::-1], activation="relu")
+    shape = dataset.train_images.shape[1:]
+    network = Autoencoder(
+        GaussianEncoder(trunk, config.num_latent, num_classes),
+        Upward(shape, config.widths, output="logistic", num_classes=num_classes),
+    )
+    made = vae(
+        network,
+        discretized_logistic(width, low, high),
+        optax.adam(config.learning_rate),
+        beta=config.beta,
+    )
+    return Model(made, normalize, to_levels, tuple(width.tolist()), config.conditional)
+
+
+def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]:
+    """Trains, draws and judges; returns what result.json says of it."""
+    model = make_model(config, dataset)
+    states = [train_one(config, dataset, run, model, i) for i in range(config.seeds)]
+    extractor = find_extractor(run, config, dataset)
+    found = [judge(config, dataset, model, extractor, state) for state in states]
+    draw(run, config, dataset, model, states[0], found[0])
+    result = {
+        "dataset": dataset.name,
+        "conditional": config.conditional,
+        "beta": config.beta,
+        **found[0],
+        "steps_per_second": run.rate("training"),
+    }
+    if config.seeds > 1:
+        for name in SPREAD:
+            values = [one[name] for one in found]
+            low, high = bootstrap(values)
+            result[f"{name}_by_seed"] = values
+            result[f"{name}_mean"] = float(np.mean(values))
+            result[f"{name}_std"] = float(np.std(values, ddof=1))
+            result[f"{name}_ci95"] = [low, high]
+    return result
+
+
+def train_one(
+    config: Config, dataset: data.Dataset, run: runs.Run, model: Model, number: int
+) -> TrainState:
+    """Trains with one of the seeds; the first draws what it was on the way."""
+    key_split, key_init, key_train, key_valid, key_shown = jax.random.split(
+        jax.random.key(config.seed + number), 5
+    )
+    images = dataset.train_images, dataset.train_labels
+    first, second = data.split(key_split, *images, 0.9)
+    valid = [part[:VALIDATED] for part in second]
+    latents = jax.random.normal(key_shown, (SHOWN, config.num_latent))
+    labels = shown_labels(dataset)
+
+    def update(key, state, x, condition):
+        return model.made.update(key, state, Examples(x, condition))
+
+    def show(state: PyTree) -> Array:
+        return generate(model, state, latents, labels)
+
+    def summarise(state: PyTree, log: dict[str, np.ndarray]) -> dict[str, Any]:
+        bound, divergence = evidence(model, key_valid, state, *valid)
+        return {
+            "train_bound": log["bound"].mean()
+            + (config.beta - 1) * log["divergence"].mean(),
+            "train_divergence": log["divergence"].mean(),
+            "valid_bound": bound,
+            "valid_divergence": divergence,
+        }
+
+    sizes = config.batch_size, config.steps, config.conditional
+    step = Step(update, model.prepare, show, *sizes)
+    x = model.prepare(first[0][:2])
+    state = model.made.init(key_init, Examples(x, model.told(first[1][:2])))
+    phase = f"training_{number}" if number else "training"
+    state, pictures, steps = train(
+        run,
+        config,
+        phase,
+        key_train,
+        state,
+        step,
+        Batch(*first),
+        summarise,
+        with_states,
+    )
+    draw_curves(run, phase, TRAINING, QUANTITIES)
+    if not number:
+        draw_snapshots(run, pictures, steps)
+    return state
+
+
+@partial(jax.jit, static_argnums=0)
+def generate(model: Model, state: PyTree, z: Array, labels: Array) -> Array:
+    """The means of what the decoder says, as uint8[N, H, W, colours]."""
+
+    def one(given):
+        z, label = (x[None] for x in given)
+        mean, _ = model.made.decode(state, z, model.told(label))
+        return model.to_levels(mean)[0]
+
+    return jax.lax.map(one, (z, labels), batch_size=250)
+
+
+@partial(jax.jit, static_argnums=0)
+def evidence(
+    model: Model, key: Array, state: PyTree, images: Array, labels: Array
+) -> tuple[Array, Array]:
+    """The mean bound and divergence of images, at a draw each: nats, float32[]."""
+
+    def one(given):
+        key, *example = given
+        image, label = (x[None] for x in example)
+        told = model.told(label)
+        bound, divergence = model.made.bound(key, state, model.prepare(image), told)
+        return bound[0], divergence[0]
+
+    keys = jax.random.split(key, len(labels))
+    each = jax.lax.map(one, (keys, images, labels), batch_size=250)
+    return tuple(part.mean() for part in each)
+
+
+def judge(
+    config: Config,
+    dataset: data.Dataset,
+    model: Model,
+    extractor: Extractor,
+    state: TrainState,
+) -> dict[str, Any]:
+    """The bound on the test images, and what the extractor says of samples."""
+    key_z, key_test = jax.random.split(jax.random.key(config.seed + 2**31))
+    bound, divergence = map(
+        float,
+        evidence(model, key_test, state, dataset.test_images, dataset.test_labels),
+    )
+    dimensions = math.prod(dataset.test_images.shape[1:])
+    z = jax.random.normal(key_z, (config.samples, config.num_latent))
+    labels = shown_labels(dataset, config.samples)
+    samples = np.asarray(generate(model, state, z, labels))
+    (log_scale,) = (
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        if "log_scale" in jax.tree_util.keystr(path)
+    )
+    return {
+        "elbo_nats": bound,
+        "reconstruction_nats": bound + divergence,
+        "divergence_nats": divergence,
+        "bits_per_dimension": -bound / (math.log(2) * dimensions),
+        "scale_levels": np.exp(log_scale) / np.array(model.width),
+        **measure(extractor, dataset, samples, model.told(labels)),
+    }
+
+
+def draw(
+    run: runs.Run,
+    config: Config,
+    dataset: data.Dataset,
+    model: Model,
+    state: TrainState,
+    found: dict[str, Any],
+) -> None:
+    """Draws samples, reconstructions, and ways between images."""
+    names = [dataset.class_names[label] for label in shown_labels(dataset)]
+    by_class = names if config.conditional else ()
+    z = jax.random.normal(
+        jax.random.key(config.seed), (ROWS * SHOWN, config.num_latent)
+    )
+    grid = generate(model, state, z, shown_labels(dataset, ROWS * SHOWN))
+    title = samples_title(found)
+    draw_grid(run, "samples.png", title, grid, SHOWN, column_names=by_class)
+
+    images, labels = (
+        part[: 4 * SHOWN] for part in (dataset.test_images, dataset.test_labels)
+    )
+    latents, _ = model.made.encode(state, model.prepare(images), model.told(labels))
+    again = generate(model, state, latents, labels)
+    pairs = [part.reshape(-1, SHOWN, *part.shape[1:]) for part in (images, again)]
+    rows = np.stack(pairs, 1).reshape(-1, *images.shape[1:])
+    sides = ("test images", "their means") * (len(rows) // (2 * SHOWN))
+    title = "Test images, and what is decoded of their latents' means"
+    draw_grid(run, "reconstructions.png", title, rows, SHOWN, row_names=sides)
+
+    ways = jnp.concatenate(
+        [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(ROWS)]
+    )
+    told = np.repeat(labels[: 2 * ROWS : 2], BETWEEN)
+    title = "Between the latents of two test images, along the arc"
+    between = generate(model, state, ways, told)
+    draw_grid(run, "interpolation.png", title, between, BETWEEN)
+
+
+if __name__ == "__main__":
+    cli.main(main, PRESETS)
