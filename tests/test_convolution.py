@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas.nn.convolution import TILE, WHOLE_ROW, by_bands, convolution
+from jaxnas.nn.convolution import (
+    TILE,
+    WHOLE_ROW,
+    by_bands,
+    convolution,
+    transposed_by_lax,
+    transposed_convolution,
+)
 
 # Whole rows, tiles that fit, and tiles of which the last is longer than the image.
 IMAGES = [(1, 1), (2, 3), (3, 5), (8, 8), (9, 9), (10, 7), (7, 10), (16, 16)]
@@ -161,3 +168,59 @@ def test_convolution_sees_no_pixels_outside():
     counts = np.asarray(convolution(jnp.ones((1, 3, 10, 1)), jnp.ones((5, 5, 1, 1))))
     rows, columns = np.array([3, 3, 3]), np.array([3, 4, 5, 5, 5, 5, 5, 5, 4, 3])
     np.testing.assert_array_equal(counts[0, :, :, 0], np.outer(rows, columns))
+
+
+# Sides of the kernel and strides: phases without a tap, windows that overlap or not.
+SPREAD = [(size, stride) for size in range(2, 8) for stride in (1, 2, 3)]
+
+
+def test_transposed_convolution_is_that_of_lax_and_its_gradients():
+    """On odd sizes, with what is cut and what no window reaches."""
+    x, sizes = (
+        draw(0, 2, 4, 3, 3),
+        [(4 * stride - 1, 3 * stride) for _, stride in SPREAD],
+    )
+    kernels = [draw(1, size, size, 3, 2) for size, _ in SPREAD]
+
+    def every(form, x, kernels):
+        """Values, gradients, and how these change: forwards, and in reverse."""
+
+        def one(kernel, stride, size):
+            def loss(x, kernel):
+                return jnp.cos(form(x, kernel, stride, size)).sum()
+
+            def slope(x, kernel):  # as a gradient penalty has it
+                return jnp.square(jax.grad(loss)(x, kernel)).sum()
+
+            gradient = jax.grad(loss, (0, 1))
+            pushed = jax.jvp(gradient, (x, kernel), (jnp.sin(x), jnp.sin(kernel)))
+            result = form(x, kernel, stride, size)
+            return result, pushed, jax.grad(slope, (0, 1))(x, kernel)
+
+        strides = [stride for _, stride in SPREAD]
+        return [one(*given) for given in zip(kernels, strides, sizes, strict=True)]
+
+    with jax.enable_x64(True):
+        found, expected = (
+            jax.jit(partial(every, form))(x, kernels)
+            for form in (transposed_convolution, transposed_by_lax)
+        )
+    compare = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9, strict=True)
+    jax.tree.map(compare, found, expected)
+
+
+def test_strided_convolutions_are_for_one_what_they_are_for_a_batch_of_networks():
+    x, kernels = draw(0, 3, 2, 5, 4, 2), draw(1, 3, 4, 4, 2, 3)
+
+    def loss(x, kernel):
+        down = convolution(x, kernel, stride=2, padding=1)
+        up = transposed_convolution(down, kernel.swapaxes(2, 3), 2, (5, 4))
+        return jnp.square(up).sum()
+
+    with jax.enable_x64(True):
+        run = jax.grad(loss, (0, 1))
+        found = jax.jit(jax.vmap(run))(x, kernels)
+        expected = jax.jit(lambda *given: jax.lax.map(lambda one: run(*one), given))(
+            x, kernels
+        )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), found, expected)

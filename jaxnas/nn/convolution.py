@@ -8,13 +8,18 @@ where a pixel is out of reach, but the windows that overlap along a row need no 
 and the product is wider than the channels. With a stride, patches are multiplied.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from jaxnas.base import Array
 
@@ -102,38 +107,97 @@ def transposed_by_product(
     taps, _, channels, features = kernel.shape
     matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
     product = _product(x.reshape(-1, channels), matrix)
-    windows = product.reshape(*x.shape[:3], taps, taps * features)
-    rows = _overlap(windows.transpose(0, 1, 3, 2, 4), 1, stride, size[0])
-    rows = rows.reshape(*rows.shape[:3], taps, features)
-    return _overlap(rows.transpose(0, 2, 3, 1, 4), 1, stride, size[1]).swapaxes(1, 2)
+    window = Window(taps, stride, (taps - 1) // 2, x.shape[1:3], size)
+    return overlap_p.bind(product.reshape(*x.shape[:3], -1), window=window)
 
 
-def _overlap(windows: Array, axis: int, stride: int, size: int) -> Array:
-    """Adds up windows [..., H, k, ...] that begin a stride apart: [..., size, ...]."""
-    taps = windows.shape[axis + 1]
-    before = (taps - 1) // 2
-    phases = []
+class Window(NamedTuple):
+    """How windows lie on an image; all in pixels."""
+
+    size: int
+    stride: int
+    before: int  # that the first windows begin outside
+    count: tuple[int, int]  # windows in each direction
+    image: tuple[int, int]  # height and width
+
+
+def _windows(x: Array, window: Window) -> Array:
+    """What each window sees: [N, *image, C] -> [N, *count, size size C]."""
+    ends = [(count - 1) * window.stride + 1 for count in window.count]
+    after = [
+        end + window.size - 1 - window.before - side
+        for end, side in zip(ends, window.image, strict=True)
+    ]
+    pads = [(0, 0, 0), *((window.before, one, 0) for one in after), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+    seen = [
+        x[:, i : i + ends[0] : window.stride, j : j + ends[1] : window.stride]
+        for i in range(window.size)
+        for j in range(window.size)
+    ]
+    return jnp.concatenate(seen, -1)
+
+
+def _overlap(windows: Array, window: Window) -> Array:
+    """Adds windows up where they overlap: the transpose of `_windows`."""
+    taps, (height, width) = window.size, window.image
+    windows = windows.reshape(*windows.shape[:3], taps, -1)
+    rows = _add_up(windows.transpose(0, 1, 3, 2, 4), window, height)
+    rows = rows.reshape(*rows.shape[:3], taps, -1)
+    return _add_up(rows.transpose(0, 2, 3, 1, 4), window, width).swapaxes(1, 2)
+
+
+def _add_up(windows: Array, window: Window, size: int) -> Array:
+    """Adds up windows along an axis: [N, count, taps, ...] -> [N, size, ...]."""
+    stride, zero = window.stride, jnp.zeros((), windows.dtype)
+    count, phases = -(-size // stride), []
+    shape = len(windows), count, *windows.shape[3:]
     for phase in range(stride):
         # What falls on the pixels phase, phase + stride, ...
-        count, total = -(-(size - phase) // stride), jnp.float32(0)
-        for tap in range(taps):
-            if (tap - before - phase) % stride == 0:
-                shift = (tap - before - phase) // stride
-                one = lax.index_in_dim(windows, tap, axis + 1, keepdims=False)
+        total = jnp.zeros(shape, windows.dtype)
+        for tap in range(window.size):
+            shift, rest = divmod(tap - window.before - phase, stride)
+            if not rest:
+                one = windows[:, :, tap]
                 pads = [(0, 0, 0)] * one.ndim
-                pads[axis] = (shift, count - shift - one.shape[axis], 0)
-                total = total + lax.pad(one, jnp.zeros((), one.dtype), pads)
+                pads[1] = shift, count - shift - one.shape[1], 0
+                total += lax.pad(one, zero, pads)
         phases.append(total)
-    most = phases[0].shape[axis]
-    together = jnp.stack([_longer(one, axis, most) for one in phases], axis + 1)
-    shape = *together.shape[:axis], most * stride, *together.shape[axis + 2 :]
-    return lax.slice_in_dim(together.reshape(shape), 0, size, axis=axis)
+    together = jnp.stack(phases, 2).reshape(len(windows), -1, *shape[2:])
+    return together[:, :size]
 
 
-def _longer(x: Array, axis: int, size: int) -> Array:
-    """Fills an axis up with zeros."""
-    pads = [(0, size - x.shape[axis] if a == axis else 0) for a in range(x.ndim)]
-    return jnp.pad(x, pads)
+def _primitive(name: str, form: Callable, shape: Callable) -> Primitive:
+    """A linear function of images; `shape` says what it makes of one."""
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(form, static_argnames="window"))
+    primitive.def_abstract_eval(
+        lambda x, window: ShapedArray(
+            (x.shape[0], *shape(window, x.shape[-1])), x.dtype
+        )
+    )
+    mlir.register_lowering(primitive, mlir.lower_fun(form, multiple_results=False))
+
+    def batch(args, dims, *, window):
+        """Images of all are images of one."""
+        x = jnp.moveaxis(*args, *dims, 0)
+        out = primitive.bind(x.reshape(-1, *x.shape[2:]), window=window)
+        return out.reshape(*x.shape[:2], *out.shape[1:]), 0
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+# Each is the other's transpose, in every derivative: what XLA makes of automatic
+# transposes writes all windows several times.
+windows_p = _primitive(
+    "windows", _windows, lambda w, channels: (*w.count, w.size**2 * channels)
+)
+overlap_p = _primitive(
+    "overlap", _overlap, lambda w, channels: (*w.image, channels // w.size**2)
+)
+ad.deflinear2(windows_p, lambda ct, x, window: [overlap_p.bind(ct, window=window)])
+ad.deflinear2(overlap_p, lambda ct, x, window: [windows_p.bind(ct, window=window)])
 
 
 def by_lax(
@@ -149,14 +213,9 @@ def by_lax(
 def by_patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """The convolution as a product with what each output sees."""
     size = len(kernel)
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    ends = [side - size + 1 for side in x.shape[1:3]]
-    seen = [
-        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    patches = jnp.concatenate(seen, -1)
+    count = [(side + 2 * padding - size) // stride + 1 for side in x.shape[1:3]]
+    window = Window(size, stride, padding, tuple(count), x.shape[1:3])
+    patches = windows_p.bind(x, window=window)
     rows = patches.reshape(-1, patches.shape[-1])
     product = _product(rows, kernel.reshape(rows.shape[1], -1))
     return product.reshape(*patches.shape[:3], -1)
@@ -200,10 +259,15 @@ def _push(primals, tangents):
         along += by_windows @ matrix
     if not isinstance(by_matrix, SymbolicZero):
         # Backwards this contracts the rows of both matrices, over which XLA takes twice
-        # as long: so one is transposed before, and barriers keep it from undoing that.
-        turned = lax.optimization_barrier(by_matrix.T)
-        moved = lax.dot_general(turned, windows, (((1,), (1,)), ((), ())))
-        along += lax.optimization_barrier(moved).T
+        # as long: so the narrower one is transposed before, and barriers keep it from
+        # undoing that.
+        if windows.shape[1] < matrix.shape[1]:
+            turned = lax.optimization_barrier(windows.T)
+            along += lax.dot_general(turned, by_matrix, (((0,), (0,)), ((), ())))
+        else:
+            turned = lax.optimization_barrier(by_matrix.T)
+            moved = lax.dot_general(turned, windows, (((1,), (1,)), ((), ())))
+            along += lax.optimization_barrier(moved).T
     return product, along
 
 
