@@ -181,7 +181,7 @@ def search_candidates(
     strategy: Strategy,
     evaluator: Evaluator,
     num_steps: int,
-    fitness: str,
+    label: str,
 ) -> tuple[np.ndarray, Log]:
     """Searches in the phase "searching", writes the candidates and draws them.
 
@@ -190,7 +190,7 @@ def search_candidates(
       run: the work folder.
       space, strategy, evaluator: of the search.
       num_steps: of the strategy.
-      fitness: what the evaluator calls it.
+      label: of the fitness, in the picture.
 
     Returns:
       int32[D], what the strategy recommends, and the log.
@@ -223,7 +223,7 @@ def search_candidates(
     with cli.phase(run, "searching", num_steps, 1, summarise, loop) as scan:
         (state, _), log = search(key, strategy, evaluator, num_steps, scan)
     write_candidates(run.path("candidates.csv"), space, log, config.epochs)
-    draw_search(run, log, fitness)
+    draw_search(run, log, label)
     if not np.isfinite(log.feedback.fitness).any():
         raise InputError(
             "expected a candidate that can be trained, but all failed: see "

@@ -172,6 +172,21 @@ def draw_grid(
     plots.save(plots.plot_images(grid, title=title, **names), run.path(name))
 
 
+def draw_reconstructions(run: runs.Run, images: Any, again: Any) -> None:
+    """Draws images uint8[N, H, W, colours] above what was made of them, row by row.
+
+    What is more than whole rows is left out; where there is less, all are a row.
+    """
+    columns = min(SHOWN, len(images))
+    count = len(images) // columns * columns
+    parts = [np.asarray(part)[:count] for part in (images, again)]
+    pairs = [part.reshape(-1, columns, *part.shape[1:]) for part in parts]
+    rows = np.stack(pairs, 1).reshape(-1, *images.shape[1:])
+    sides = ("test images", "their means") * (count // columns)
+    title = "Test images, and what is decoded of their latents' means"
+    draw_grid(run, "reconstructions.png", title, rows, columns, row_names=sides)
+
+
 def draw_snapshots(run: runs.Run, pictures: np.ndarray, steps: list[int]) -> None:
     """Draws what the same latents gave after so many steps, a row a moment."""
     rows = [f"step {step:,}" for step in steps]

@@ -26,6 +26,7 @@ from image_generation import (
     Step,
     check_images,
     draw_grid,
+    draw_reconstructions,
     draw_snapshots,
     samples_title,
     shown_labels,
@@ -36,8 +37,9 @@ from retraining import draw_curves
 
 from jaxnas import cli, data, runs
 from jaxnas.base import Array, PyTree
-from jaxnas.generators.variational import Autoencoder, Examples, Vae, vae
+from jaxnas.generators.variational import Examples, Vae, vae
 from jaxnas.incumbents import bootstrap
+from jaxnas.nn.autoencoder import Autoencoder
 from jaxnas.nn.image import Downward, GaussianEncoder, Upward
 from jaxnas.tasks import Batch, discretized_logistic
 from jaxnas.training import TrainState
@@ -116,7 +118,34 @@ def check(config: Config, dataset: data.Dataset) -> None:
 
 
 def make_model(config: Config, dataset: data.Dataset) -> Model:
-    """Makes the networks, the likelihood of 256 levels, and the update."""
+    """Makes the networks, and the model of them."""
+    num_classes = len(dataset.class_names) if config.conditional else 0
+    trunk = Downward(config.widths[::-1], activation="relu")
+    shape = dataset.train_images.shape[1:]
+    network = Autoencoder(
+        GaussianEncoder(trunk, config.num_latent, num_classes),
+        Upward(shape, config.widths, output="logistic", num_classes=num_classes),
+    )
+    tx = optax.adam(config.learning_rate)
+    return model_of(dataset, network, tx, config.beta, config.conditional)
+
+
+def model_of(
+    dataset: data.Dataset,
+    network: Autoencoder,
+    tx: optax.GradientTransformation,
+    beta: float = 1.0,
+    conditional: bool = False,
+) -> Model:
+    """Makes the update of an autoencoder by the likelihood of 256 levels.
+
+    Args:
+      dataset: whose training images say how images are normalised.
+      network: its decoder's output is "logistic".
+      tx: the optimizer.
+      beta: weight of the divergence.
+      conditional: whether the network is told the labels.
+    """
     mean, std = data.channel_statistics(dataset.train_images)
     std = np.maximum(std, np.float32(1e-3))  # of one colour alone it would be 0
     low, high, width = -mean / std, (1 - mean) / std, 1 / (255 * std)
@@ -126,20 +155,8 @@ def make_model(config: Config, dataset: data.Dataset) -> Model:
         levels = (images * std[None, None, None] + mean[None, None, None]) * 255
         return jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
 
-    num_classes = len(dataset.class_names) if config.conditional else 0
-    trunk = Downward(config.widths[::-1], activation="relu")
-    shape = dataset.train_images.shape[1:]
-    network = Autoencoder(
-        GaussianEncoder(trunk, config.num_latent, num_classes),
-        Upward(shape, config.widths, output="logistic", num_classes=num_classes),
-    )
-    made = vae(
-        network,
-        discretized_logistic(width, low, high),
-        optax.adam(config.learning_rate),
-        beta=config.beta,
-    )
-    return Model(made, normalize, to_levels, tuple(width.tolist()), config.conditional)
+    made = vae(network, discretized_logistic(width, low, high), tx, beta=beta)
+    return Model(made, normalize, to_levels, tuple(width.tolist()), conditional)
 
 
 def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]:
@@ -303,11 +320,7 @@ def draw(
     )
     latents, _ = model.made.encode(state, model.prepare(images), model.told(labels))
     again = generate(model, state, latents, labels)
-    pairs = [part.reshape(-1, SHOWN, *part.shape[1:]) for part in (images, again)]
-    rows = np.stack(pairs, 1).reshape(-1, *images.shape[1:])
-    sides = ("test images", "their means") * (len(rows) // (2 * SHOWN))
-    title = "Test images, and what is decoded of their latents' means"
-    draw_grid(run, "reconstructions.png", title, rows, SHOWN, row_names=sides)
+    draw_reconstructions(run, images, again)
 
     ways = jnp.concatenate(
         [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(ROWS)]
