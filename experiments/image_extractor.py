@@ -23,7 +23,7 @@ from jaxnas.metrics import frechet_distance, precision_recall
 from jaxnas.nn.chain import ChainNetwork, Layer
 
 PHASE, FACTS = "classifier", "classifier.json"
-WIDTHS, NUM_FEATURES = (16, 32, 64), 64
+WIDTHS, NUM_FEATURES = (16, 32, 64, 64), 64
 LAST = "head1"  # the layer whose outputs are the features
 COLUMNS = ("train_loss", "train_accuracy")
 NEIGHBOURS = 3
@@ -42,7 +42,7 @@ class Extractor(NamedTuple):
 
 
 def make_classifier(num_classes: int) -> ChainNetwork:
-    """Three convolutions, of which two are followed by pooling, and a dense layer."""
+    """Four convolutions, of which three are followed by pooling, and a dense layer."""
     trunk = []
     for stage, width in enumerate(WIDTHS):
         trunk += [Layer("conv", width, 3), Layer("relu")]
@@ -77,6 +77,7 @@ def train_extractor(
             batch_size=batch_size,
             chunk=chunk,
             cutout=False,
+            pad=1,
             phase=PHASE,
         )
         name = f"{dataset.name}-cnn{NUM_FEATURES}-{epochs}ep"

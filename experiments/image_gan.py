@@ -57,7 +57,7 @@ class Config(ImageConfig):
 
 
 PRESETS = {
-    "quick": Config(steps=1200, samples=2000, classifier_epochs=1, chunk=100),
+    "quick": Config(steps=2000, samples=2000, classifier_epochs=1, chunk=100),
     "paper": Config(),
 }
 TRAINING = {

@@ -57,7 +57,7 @@ class Config(ImageConfig):
     """Channels from the smallest image to the largest; the encoder's are the same."""
     num_latent: int = 128
     """Numbers that an image is generated from."""
-    batch_size: int = 128
+    batch_size: int = 64
     steps: int = 4000
     learning_rate: float = 1e-3
     """Of Adam."""
@@ -65,8 +65,6 @@ class Config(ImageConfig):
     """Weight of the divergence while training; 1 is the bound."""
     seeds: int = 1
     """Trainings, with --seed and the numbers that follow."""
-    classifier_epochs: int = 10
-    """Of the training of the classifier that judges samples."""
 
 
 PRESETS = {

@@ -49,17 +49,21 @@ def train_network(
     drop_path: float = 0.0,
     task: Task | None = None,
     given: PyTree = (),
+    pad: int | None = None,
     phase: str = "retraining",
 ) -> dict[str, Any]:
     """Trains a network from scratch in a phase of the run and tests it.
 
     It learns to classify, or another task on what that is given. Its variables are a
-    checkpoint of their own.
+    checkpoint of their own. Images are shifted by up to so many pixels (`pad`), by what
+    is usual for the dataset by default.
 
     Returns:
       `test_accuracy` and the like in percent, by class too, and `parameters`.
     """
-    augmented, normalized = prepare(dataset, **{} if cutout else {"cutout": 0})
+    changes = {} if cutout else {"cutout": 0}
+    changes |= {} if pad is None else {"pad": pad}
+    augmented, normalized = prepare(dataset, **changes)
 
     def summarise(log: dict[str, Any]) -> dict[str, Any]:
         return {f"train_{name}": log[name].mean() for name in ("loss", "accuracy")}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import running
 from PIL import Image
-from running import EXPERIMENTS, assert_refused, finish, read
+from running import EXPERIMENTS, assert_refused, read
 
-from jaxnas import data
+from jaxnas import cli, data
 from jaxnas.checkpoint import Checkpoints
 
 SIZES = "--widths 4 3 --num-latent 5 --batch-size 8 --steps 7 --chunk 2"
@@ -36,23 +36,17 @@ def image_vae():
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    return running.shared_folder(tmp_path_factory, "image_vae")
-
-
-def start(shared: Path, workdir: Path):
-    return running.start("image_vae.py", shared, workdir, *TINY)
-
-
-@pytest.fixture(scope="session")
-def whole(shared) -> Path:
+def whole(tmp_path_factory) -> Path:
     """The work folder of an uninterrupted run, the same for all processes."""
+    shared = running.shared_folder(tmp_path_factory, "image_vae")
     folder = shared / "whole"
-    with (shared / "lock").open("w") as lock:
+    with (shared / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "result.json").exists():
-            code, _, err = finish(start(shared, folder))
-            assert (code, err) == (0, "")
+            patch.syspath_prepend(EXPERIMENTS)
+            experiment = importlib.import_module("image_vae")
+            flags = ["--workdir", str(folder), *TINY]
+            experiment.main(cli.parse(experiment.PRESETS, flags))
     return folder
 
 
@@ -95,11 +89,22 @@ def test_run_leaves_everything_in_its_folder(whole):
     assert all(row["valid_bound"] for row in rows if row["phase"] != "classifier")
 
 
-def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints" / "training_1")
-    running.kill_at_checkpoint(start(shared, tmp_path), checkpoints)
-    assert checkpoints.latest() < 7
-    code, _, err = finish(start(shared, tmp_path))
+def test_interrupted_run_ends_as_the_uninterrupted_one(
+    whole, run, monkeypatch, tmp_path
+):
+    kept = tmp_path / "checkpoints" / "training_1" / "2"
+    save = Checkpoints.save
+
+    def save_and_stop(checkpoints, *args):
+        save(checkpoints, *args)
+        if kept.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        code, _, err = run("--workdir", tmp_path, *TINY)
+    assert (code, f"the last good checkpoint is {kept}" in err) == (130, True)
+    code, _, err = run("--workdir", tmp_path, *TINY)
     assert (code, err) == (0, "")
     for name in ("config.json", "log.csv", "classifier.json", *PICTURES):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
