@@ -104,7 +104,7 @@ def transposed_by_product(
     x: Array, kernel: Array, stride: int, size: tuple[int, int]
 ) -> Array:
     """The transposed convolution as a product whose windows are then added up."""
-    taps, _, channels, features = kernel.shape
+    taps, _, channels, _ = kernel.shape
     matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
     product = _product(x.reshape(-1, channels), matrix)
     window = Window(taps, stride, (taps - 1) // 2, x.shape[1:3], size)
@@ -117,13 +117,13 @@ class Window(NamedTuple):
     size: int
     stride: int
     before: int  # that the first windows begin outside
-    count: tuple[int, int]  # windows in each direction
-    image: tuple[int, int]  # height and width
+    number: tuple[int, ...]  # of windows in each direction
+    image: tuple[int, ...]  # height and width
 
 
 def _windows(x: Array, window: Window) -> Array:
     """What each window sees: [N, *image, C] -> [N, *count, size size C]."""
-    ends = [(count - 1) * window.stride + 1 for count in window.count]
+    ends = [(count - 1) * window.stride + 1 for count in window.number]
     after = [
         end + window.size - 1 - window.before - side
         for end, side in zip(ends, window.image, strict=True)
@@ -180,7 +180,8 @@ def _primitive(name: str, form: Callable, shape: Callable) -> Primitive:
 
     def batch(args, dims, *, window):
         """Images of all are images of one."""
-        x = jnp.moveaxis(*args, *dims, 0)
+        (x,), (dim,) = args, dims
+        x = jnp.moveaxis(x, dim, 0)
         out = primitive.bind(x.reshape(-1, *x.shape[2:]), window=window)
         return out.reshape(*x.shape[:2], *out.shape[1:]), 0
 
@@ -191,7 +192,7 @@ def _primitive(name: str, form: Callable, shape: Callable) -> Primitive:
 # Each is the other's transpose, in every derivative: what XLA makes of automatic
 # transposes writes all windows several times.
 windows_p = _primitive(
-    "windows", _windows, lambda w, channels: (*w.count, w.size**2 * channels)
+    "windows", _windows, lambda w, channels: (*w.number, w.size**2 * channels)
 )
 overlap_p = _primitive(
     "overlap", _overlap, lambda w, channels: (*w.image, channels // w.size**2)
