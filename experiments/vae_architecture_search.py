@@ -40,7 +40,8 @@ from jaxnas.spaces.generative import generative
 from jaxnas.strategies import NEED_OBJECTIVES, STRATEGIES
 from jaxnas.surrogates import SURROGATES
 
-ELSEWHERE = (*NOT_HERE, *NEED_OBJECTIVES)
+# Those that take more than a space: two objectives, or an empty architecture.
+ELSEWHERE = (*NOT_HERE, *NEED_OBJECTIVES, "progressive")
 COUNTS = "queries", "batch", "epochs", "final_epochs", "classifier_epochs", "chunk"
 
 
@@ -247,7 +248,6 @@ def judge(
     """What the network is worth on the test images, and pictures of what it makes."""
     key_test, key_samples = jax.random.split(jax.random.key(config.seed + 2**31))
     images = dataset.test_images
-    found = training.judge(key_test, state, images)
     count = max(len(images), ROWS * SHOWN)
     z = jax.random.normal(key_samples, (count, training.num_latent))
     samples = np.asarray(training.generate(state, z))
@@ -255,8 +255,10 @@ def judge(
     if training.reconstruct is not None:
         shown = images[: ROWS // 2 * SHOWN]
         draw_reconstructions(run, shown, training.reconstruct(state, shown))
-    more = {} if extractor is None else measure(extractor, dataset, samples)
-    return {f"test_{name}": value for name, value in found.items()} | more
+    if extractor is not None:
+        return measure(extractor, dataset, samples)
+    found = training.judge(key_test, state, images)
+    return {f"test_{name}": value for name, value in found.items()}
 
 
 if __name__ == "__main__":
