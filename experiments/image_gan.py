@@ -145,7 +145,7 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
     step = Step(
         made.update,
         to_signs,
-        lambda state: generate(state, latents[:SHOWN], labels[:SHOWN]),
+        generate,
         config.batch_size * critic_steps_of(config),
         config.steps,
         config.conditional,
@@ -153,8 +153,11 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
     first = jnp.zeros((2, *dataset.train_images.shape[1:]))
     told = jnp.zeros(2, jnp.int32) if config.conditional else None
     state = made.init(key_init, first, told)
+    shown = latents[:SHOWN], labels[:SHOWN]
     state, pictures, steps = train(
-        run, config, "training", key_train, state, step, batch, summarise, with_states
+        *(run, config, "training", key_train, state, step, batch, shown),
+        summarise,
+        with_states,
     )
     quantities = {
         "loss": (f"{config.loss} loss", 1.0),

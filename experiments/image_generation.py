@@ -94,13 +94,14 @@ class Step(NamedTuple):
     # key, state, images float32[B, H, W, colours], labels int32[B] or None
     update: Callable[[Array, PyTree, Array, Array | None], tuple[PyTree, dict]]
     prepare: Callable[[Array], Array]  # uint8[B, H, W, colours] -> float32
-    show: Callable[[PyTree], Array]  # state -> uint8[SHOWN, H, W, colours]
+    # state, latents float32[SHOWN, L], labels int32[SHOWN] -> uint8 images of them
+    show: Callable[[PyTree, Array, Array], Array]
     batch_size: int
     num_steps: int
     conditional: bool
 
-    def __call__(self, key: Array, data: Batch, carry: tuple[PyTree, Array], step):
-        state, pictures = carry
+    def __call__(self, key: Array, given: PyTree, carry: tuple[PyTree, Array], step):
+        (data, shown), (state, pictures) = given, carry
         key_order, key_step = jax.random.split(key)
         index = batch_indices(key_order, step, len(data.labels), self.batch_size)
         labels = data.labels[index] if self.conditional else None
@@ -110,7 +111,7 @@ class Step(NamedTuple):
         before, now = ((step + i) * len(pictures) // self.num_steps for i in (0, 1))
         pictures = jax.lax.cond(
             now > before,
-            lambda: pictures.at[now - 1].set(self.show(state)),
+            lambda: pictures.at[now - 1].set(self.show(state, *shown)),
             lambda: pictures,
         )
         return (state, pictures), metrics
@@ -124,6 +125,7 @@ def train(
     state: PyTree,
     step: Step,
     images: Batch,
+    shown: tuple[Array, np.ndarray],
     summarise: Callable[[PyTree, dict[str, np.ndarray]], dict[str, Any]],
     loop: Callable,
 ) -> tuple[PyTree, np.ndarray, list[int]]:
@@ -136,6 +138,7 @@ def train(
       state: untrained.
       step: of the training.
       images: what is learnt from, as stored.
+      shown: latents float32[SHOWN, L] and labels int32[SHOWN] of the pictures.
       summarise: takes state and metrics of a chunk, gives the numbers of its row.
       loop: `cell_search.with_states`.
 
@@ -150,9 +153,10 @@ def train(
         (state, _), metrics = chunk
         return summarise(state, metrics)
 
+    given = jax.tree.map(jnp.asarray, (images, shown))
     with cli.phase(run, phase, step.num_steps, config.chunk, row, loop) as scan:
         (state, pictures), _ = scan(
-            jax.tree_util.Partial(step, key, jax.tree.map(jnp.asarray, images)),
+            jax.tree_util.Partial(step, key, given),
             (state, jnp.zeros(shape, jnp.uint8)),
             jnp.arange(step.num_steps),
         )

@@ -82,7 +82,7 @@ QUANTITIES = {
     "bound": ("bound (nats an image)", 1.0),
     "divergence": ("divergence (nats an image)", 1.0),
 }
-SPREAD = ("elbo_nats", "bits_per_dimension", "frechet_distance")
+OVER_SEEDS = ("elbo_nats", "bits_per_dimension", "frechet_distance")
 VALIDATED = 2000  # images, of the tenth that is held out, at each row of the log
 
 
@@ -98,6 +98,14 @@ class Model(NamedTuple):
     def told(self, labels: Array) -> Array | None:
         """What the networks are told."""
         return labels if self.conditional else None
+
+    def update(self, key: Array, state: TrainState, x: Array, condition: Array | None):
+        """A step of training."""
+        return self.made.update(key, state, Examples(x, condition))
+
+    def show(self, state: TrainState, z: Array, labels: Array) -> Array:
+        """See `generate`."""
+        return generate(self, state, z, labels)
 
 
 def main(config: Config) -> None:
@@ -172,7 +180,7 @@ def work(config: Config, dataset: data.Dataset, run: runs.Run) -> dict[str, Any]
         "steps_per_second": run.rate("training"),
     }
     if config.seeds > 1:
-        for name in SPREAD:
+        for name in OVER_SEEDS:
             values = [one[name] for one in found]
             low, high = bootstrap(values)
             result[f"{name}_by_seed"] = values
@@ -193,37 +201,27 @@ def train_one(
     first, second = data.split(key_split, *images, 0.9)
     valid = [part[:VALIDATED] for part in second]
     latents = jax.random.normal(key_shown, (SHOWN, config.num_latent))
-    labels = shown_labels(dataset)
-
-    def update(key, state, x, condition):
-        return model.made.update(key, state, Examples(x, condition))
-
-    def show(state: PyTree) -> Array:
-        return generate(model, state, latents, labels)
 
     def summarise(state: PyTree, log: dict[str, np.ndarray]) -> dict[str, Any]:
         bound, divergence = evidence(model, key_valid, state, *valid)
         return {
-            "train_bound": log["bound"].mean()
-            + (config.beta - 1) * log["divergence"].mean(),
+            # What was learnt from has the divergence beta times.
+            "train_bound": np.mean(
+                log["bound"] + (config.beta - 1) * log["divergence"]
+            ),
             "train_divergence": log["divergence"].mean(),
             "valid_bound": bound,
             "valid_divergence": divergence,
         }
 
     sizes = config.batch_size, config.steps, config.conditional
-    step = Step(update, model.prepare, show, *sizes)
+    step = Step(model.update, model.prepare, model.show, *sizes)
     x = model.prepare(first[0][:2])
     state = model.made.init(key_init, Examples(x, model.told(first[1][:2])))
     phase = f"training_{number}" if number else "training"
+    shown = latents, shown_labels(dataset)
     state, pictures, steps = train(
-        run,
-        config,
-        phase,
-        key_train,
-        state,
-        step,
-        Batch(*first),
+        *(run, config, phase, key_train, state, step, Batch(*first), shown),
         summarise,
         with_states,
     )
