@@ -18,11 +18,11 @@ from jaxnas.base import (
     Surrogate,
 )
 from jaxnas.search import search
-from jaxnas.strategies import NEED_GRADIENT, NEED_SURROGATE, STRATEGIES
+from jaxnas.strategies import NEED_GENERATOR, NEED_GRADIENT, NEED_SURROGATE, STRATEGIES
 from jaxnas.surrogates import SURROGATES, refitted
 
-# Those that need a supernet, or whose next proposal follows from the last answer.
-NOT_HERE = (*NEED_GRADIENT, "enas", "local_search")
+# Those that need a supernet or a generator, or one answer for the next proposal.
+NOT_HERE = (*NEED_GRADIENT, *NEED_GENERATOR, "enas", "local_search")
 
 
 def make_strategy(config: Any, space: SearchSpace) -> tuple[Strategy, int, int]:

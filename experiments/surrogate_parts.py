@@ -41,7 +41,7 @@ def acquired(config: Any, problem: Problem) -> dict[str, Any]:
 
         def recorded(carry, x):
             after, y = f(carry, x)
-            return after, (carry[0].acquisition.mean(-1), y)
+            return after, (carry[0].score.mean(-1), y)
 
         return jax.lax.scan(recorded, init, xs)
 

@@ -41,6 +41,7 @@ from jaxnas.incumbents import SLACK, cut, follow
 from jaxnas.search import search
 from jaxnas.spaces import space_of
 from jaxnas.strategies import (
+    NEED_GENERATOR,
     NEED_GRADIENT,
     NEED_OBJECTIVES,
     NEED_SURROGATE,
@@ -90,7 +91,8 @@ class Config:
 
 
 PRESETS = {"quick": Config(seeds=100), "paper": Config(seeds=500)}
-NOT_HERE = (*NEED_GRADIENT, *NEED_OBJECTIVES, "enas")  # or need a supernet
+# Those that need something that a table has not, or a generator: gan_search.py.
+NOT_HERE = (*NEED_GRADIENT, *NEED_GENERATOR, *NEED_OBJECTIVES, "enas")
 VERIFIED = 10  # of the queries of predictor_search
 MOST_CALLS = 1000  # of one compiled program, until its queries are spent
 

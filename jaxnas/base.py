@@ -80,6 +80,9 @@ class Graphs(NamedTuple):
 
     of: Callable[[Array], Graph]  # int32[D] -> its graph
     longest: int  # most operations on a way from the input to the output
+    # D entries, the row and column of each decision in the matrix of vertices: an edge
+    # to the row's from the column's, on the diagonal what a vertex does
+    places: tuple[tuple[int, int], ...] | None = None  # None: decisions are vertices
 
 
 class SearchSpace(NamedTuple):
@@ -164,6 +167,25 @@ class Evidence(NamedTuple):
     log_variance: Array  # float32[N, L]
     outputs: PyTree  # of the decoder, at one draw of the latent
     predicted: Array | None = None  # float32[N], by the mean, where it has a predictor
+
+
+class Generator(NamedTuple):
+    """A model of what architectures are like, which draws new ones.
+
+    A latent z is float32[L], by the prior of independent normal numbers.
+    """
+
+    num_choices: tuple[int, ...]  # D entries, of the space whose architectures it draws
+    num_latent: int  # L
+    init: Callable[[Array, History], PyTree]  # key, history -> state of its capacity
+    # key, state, history -> state that has learnt, most from the best
+    fit: Callable[[Array, PyTree, History], PyTree]
+    decode: Callable[[PyTree, Array], Array]  # float32[M, L] -> logits float32[M, D, K]
+    # int32[M, D] -> float32[M], higher: more like what it has learnt from
+    score: Callable[[PyTree, Array], Array]
+    encode: Callable[[PyTree, Array], Array] | None = None  # int32[M, D] -> [M, L]
+    # float32[M, L] -> float32[M], in the unit of the fitness
+    predict: Callable[[PyTree, Array], Array] | None = None
 
 
 class Table(NamedTuple):

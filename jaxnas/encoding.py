@@ -11,7 +11,8 @@ from jaxnas.base import Array, Cells, Graph, Graphs, InputError, SearchSpace
 
 WORD = 2**32
 MOST_PATHS = 1024  # features of a path encoding: the longest are left out
-ENCODINGS = ("one_hot", "adjacency", "path")
+ENCODINGS = ("one_hot", "adjacency", "path", "latent")
+LAYOUTS = ("sequence", "adjacency", "tree")
 
 
 def encoder(
@@ -24,6 +25,7 @@ def encoder(
     there, and what its vertices do. `path`: whether there is a way from the input to
     the output on which these operations follow each other (White et al. 2021,
     arXiv:1910.11858); short sequences come first, and no more than `MOST_PATHS`.
+    `latent`: what is given are features already, such as a generator's latents.
     By default `path` where the space has graphs, else `one_hot`.
 
     Raises:
@@ -36,6 +38,8 @@ def encoder(
             f"expected an encoding of {', '.join(ENCODINGS)}, but got {encoding}: "
             "choose one of these"
         )
+    if encoding == "latent":
+        return lambda latent: latent
     if encoding == "one_hot":
         return lambda arch: _relaxed(arch, space.num_choices).ravel()
     if space.graphs is None:
@@ -149,6 +153,55 @@ def _longest(possible):
         reached = np.minimum(reached @ possible[:, :-1, :-1], 1)
         length += 1
     return length
+
+
+def layout(space: SearchSpace, name: str) -> tuple[tuple[int, ...], ...]:
+    """Where decisions stand in a grid: rows of their numbers, -1 where there is none.
+
+    `sequence`: one row. `adjacency`: the matrices of the cells below each other, a row
+    for each node that edges enter, a column for each that they leave; an operation of
+    a vertex is on the diagonal. `tree`: a row for each node, its children: what enters
+    it, and what it does.
+
+    Args:
+      space: of the decisions.
+      name: of `LAYOUTS`.
+
+    Raises:
+      InputError: there is no such layout, or the space has no graphs to lay out.
+    """
+    if name not in LAYOUTS:
+        raise InputError(
+            f"expected an encoding of {', '.join(LAYOUTS)}, but got {name}: choose one"
+        )
+    decisions = range(len(space.num_choices))
+    if name == "sequence":
+        return (tuple(decisions),)
+    placed, cells = space.graphs.places if space.graphs else None, space.cells
+    if placed:
+        rows, columns = zip(*placed, strict=True)
+        cell: Sequence[int] = (0,) * len(rows)
+    elif cells:
+        cell, rows, columns = cells.reduction, cells.targets, cells.sources
+    else:
+        raise InputError(
+            "expected a space whose decisions are edges and vertices of a graph for "
+            f"the {name} encoding, but got {space.name}: choose sequence"
+        )
+    names = sorted(set(zip(cell, rows, strict=True)))
+    width = max(columns) - min(columns) + 1
+    grid = np.full((len(names), width), -1)
+    for d in decisions:
+        grid[names.index((cell[d], rows[d])), columns[d] - min(columns)] = d
+    if name == "tree":  # what there is goes first
+        order = np.argsort(grid < 0, axis=1, kind="stable")
+        grid = np.take_along_axis(grid, order, 1)[:, : (grid >= 0).sum(1).max()]
+    return tuple(map(tuple, grid.tolist()))
+
+
+def is_valid(space: SearchSpace, arch: Array) -> Array:
+    """Whether int32[D] is an architecture of the space: bool[]; traceable."""
+    return jnp.all(space.discretize(one_hot(arch, space.num_choices)) == arch)
 
 
 def one_hot(arch: Array, num_choices: Sequence[int]) -> Array:

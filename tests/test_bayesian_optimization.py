@@ -161,7 +161,7 @@ def test_nothing_is_asked_twice_until_all_were(acquisition):
     new = 24 - len(first)
     assert set(later[:new]) == set(range(24)) - first
     assert ((later >= 0) & (later < 24)).all()
-    assert (state.acquisition == 0).all()
+    assert (state.score == 0).all()
     best = EVERY_ARCH[jnp.argmax(total(worth_of(SPACE), EVERY_ARCH))]
     np.testing.assert_array_equal(strategy.recommend(state, log), best)
 
@@ -238,11 +238,11 @@ def test_thompson_sampling_draws_for_each_of_a_batch():
     """The best of a draw each; by one draw these would be its best in order."""
     _, state, _ = run(2, acquisition="thompson_sampling", batch_size=8, num_initial=8)
     # Descending would be one of 40,320 orders.
-    assert (np.diff(state.acquisition) > 0).any()
+    assert (np.diff(state.score) > 0).any()
     _, state, _ = run(
         2, acquisition="expected_improvement", batch_size=8, num_initial=8
     )
-    assert (np.diff(state.acquisition) <= 0).all()
+    assert (np.diff(state.score) <= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,15 @@ from trees import assert_trees_equal, to_numpy
 
 from jaxnas.base import ABSENT, OK, Evaluator, Feedback, SearchSpace, Strategy
 from jaxnas.checkpoint import Checkpoints
+from jaxnas.generators.arch_vae import arch_vae
 from jaxnas.search import chunked_scan, host_scan, search
 from jaxnas.spaces import SPACES
-from jaxnas.strategies import NEED_GRADIENT, NEED_SURROGATE, STRATEGIES
+from jaxnas.strategies import (
+    NEED_GENERATOR,
+    NEED_GRADIENT,
+    NEED_SURROGATE,
+    STRATEGIES,
+)
 from jaxnas.surrogates.gp import gp
 
 NUM_STEPS, CHUNK = 8, 3
@@ -34,7 +40,13 @@ PAIRS = [
 # By module: tests of the same two members follow each other and share programs.
 every_pair = pytest.mark.parametrize(("space_name", "name"), PAIRS, scope="module")
 # What of floats XLA rounds by the program around it; a surrogate's fit descends too.
-DESCENDS = (*NEED_GRADIENT, *NEED_SURROGATE, "enas", "reinforce")
+DESCENDS = (
+    *NEED_GRADIENT,
+    *NEED_SURROGATE,
+    *NEED_GENERATOR,
+    "enas",
+    "reinforce",
+)
 # Three more programs a pair.
 some_pairs = pytest.mark.parametrize(
     ("space_name", "name"),
@@ -96,7 +108,11 @@ def members(space_name: str, name: str) -> Members:
     space = SPACES[space_name]()
     # Updates would amplify the last bits; what is told changes its posterior anyway.
     model = gp(space, num_starts=1, num_updates=0)
-    given = (space, model) if name in NEED_SURROGATE else (space,)
+    given: tuple[Any, ...] = (space,)
+    if name in NEED_SURROGATE:
+        given = space, model
+    elif name in NEED_GENERATOR:
+        given = space, arch_vae(space, width=8, num_pretrain=2, num_updates=1)
     strategy, traced = STRATEGIES[name](*given), []
 
     def ask(*args):
@@ -253,7 +269,7 @@ def test_seeds_are_runs_side_by_side(space_name, name):
         alone = run(given, host_scan, key)
         states = jax.tree.map(lambda leaf: leaf[i], together.states)  # noqa: B023
         log = jax.tree.map(lambda leaf: leaf[:, i], together.log)  # noqa: B023
-        if name in (*NEED_GRADIENT, *NEED_SURROGATE):
+        if name in (*NEED_GRADIENT, *NEED_SURROGATE, *NEED_GENERATOR):
             assert_trees_close((states, log), alone[:2])
         else:
             assert_trees_equal((states, log), alone[:2])

@@ -292,7 +292,7 @@ def test_encoder_takes_paths_where_there_are_graphs():
 @pytest.mark.parametrize(
     ("encoding", "expected"),
     [
-        ("tree", "one_hot, adjacency, path, but got tree: choose one"),
+        ("tree", "one_hot, adjacency, path, latent, but got tree: choose one"),
         ("path", "graphs for the path encoding, but got categorical: choose one_hot"),
         ("adjacency", "graphs for the adjacency encoding, but got categorical"),
     ],

@@ -29,12 +29,15 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "search": "base checkpoint",
     "benchmarks": "base",
     "converters": "base benchmarks spaces",
-    "surrogates": "base checks encoding training",
-    "generators": "base checks encoding training tasks metrics nn",
+    "targets": "base",
+    "generation": "base encoding",
+    "surrogates": "base checks encoding nn targets training",
+    "generators": "base checks draws encoding nn targets tasks training",
     "parallel": "base",
     "evaluators": "base benchmarks encoding metrics training tasks data parallel",
-    # search: for `incumbent`
-    "strategies": "base checks draws encoding training metrics pareto search",
+    # search is for `incumbent`
+    "strategies": "base checks draws encoding generation metrics pareto search"
+    " training",
     "importance": "base encoding",
     "plots": "base encoding importance",
     "runs": "base checkpoint files",

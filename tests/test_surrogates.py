@@ -12,10 +12,10 @@ from trees import to_numpy
 from jaxnas.base import Graph, History, InputError
 from jaxnas.encoding import one_hot
 from jaxnas.metrics import kendall_tau
+from jaxnas.nn.graph_network import GraphNetwork
 from jaxnas.spaces.categorical import categorical
 from jaxnas.spaces.nasbench201 import nasbench201
 from jaxnas.surrogates import SURROGATES
-from jaxnas.surrogates.graph_predictor import GraphNetwork
 
 SPACE = categorical((3, 2, 4, 3))
 N, M, KNOWN = 24, 16, 18

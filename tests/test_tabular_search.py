@@ -22,6 +22,7 @@ from jaxnas.search import incumbent, search
 from jaxnas.spaces.categorical import categorical
 from jaxnas.spaces.nasbench201 import nasbench201
 from jaxnas.strategies import (
+    NEED_GENERATOR,
     NEED_GRADIENT,
     NEED_OBJECTIVES,
     NEED_SURROGATE,
@@ -164,7 +165,7 @@ def test_results_are_those_of_the_searches(run, flags, tmp_path):
 def test_every_strategy_is_run_by_default(experiment, flags):
     config = cli.parse(experiment.PRESETS, [*map(str, flags), "--queries", "100"])
     _, problem = experiment.build(config)
-    apart = {*NEED_GRADIENT, *NEED_OBJECTIVES, *NEED_SURROGATE, "enas"}
+    apart = {*NEED_GRADIENT, *NEED_GENERATOR, *NEED_OBJECTIVES, *NEED_SURROGATE, "enas"}
     assert set(problem.strategies) == set(STRATEGIES) - apart
     assert problem.left_out == []
 

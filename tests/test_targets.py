@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, rankdata
 
 from jaxnas.base import History, InputError
-from jaxnas.surrogates.targets import (
+from jaxnas.targets import (
     TARGETS,
     check_targets,
     prediction,

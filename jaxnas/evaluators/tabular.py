@@ -25,7 +25,7 @@ from jaxnas.base import (
     Table,
 )
 from jaxnas.benchmarks import split_column
-from jaxnas.encoding import mixed_radix, one_hot
+from jaxnas.encoding import is_valid, mixed_radix
 
 MOST_KEYS = 2**22  # architectures up to which a table is laid out in their order
 
@@ -135,7 +135,7 @@ def _check_space(space, table):
             "space that the table is of"
         )
 
-    bad = np.flatnonzero(~_compute(_is_valid(space), table.archs))
+    bad = np.flatnonzero(~_compute(lambda arch: is_valid(space, arch), table.archs))
     if len(bad):
         raise InputError(
             f"expected architectures of space {space.name}, but row {bad[0]} of "
@@ -213,7 +213,7 @@ def _expect_all(space, table, keys, key_of, size, draws=4096):
             len(space.num_choices), -1
         )
         some = jnp.asarray(grid.T)
-        some = some[_compute(_is_valid(space), some)]
+        some = some[_compute(lambda arch: is_valid(space, arch), some)]
     else:
         some = jax.vmap(space.sample)(jax.random.split(jax.random.key(0), draws))
     wanted = _compute(key_of, some).tolist()
@@ -224,13 +224,6 @@ def _expect_all(space, table, keys, key_of, size, draws=4096):
             f"{np.asarray(some[absent[0]]).tolist()} and others: complete it, or say "
             "partial=True (--partial)"
         )
-
-
-def _is_valid(space):
-    """Whether an architecture is one of the space's."""
-    return lambda arch: jnp.all(
-        space.discretize(one_hot(arch, space.num_choices)) == arch
-    )
 
 
 def _compute(function, archs):

@@ -30,6 +30,10 @@ OUTPUT = VERTICES - 1
 SOURCES, TARGETS = np.triu_indices(VERTICES, 1)
 EDGES, INNER = len(SOURCES), VERTICES - 2
 NUM_CHOICES = (2,) * EDGES + (len(OPS),) * INNER
+PLACES = (
+    *zip(TARGETS.tolist(), SOURCES.tolist(), strict=True),
+    *((v, v) for v in range(1, OUTPUT)),
+)
 DIRECT = 1 << INNER  # the number of the edge 0-6, which is valid alone
 DRAWS = 24  # of which none is valid once in 10^13
 EXAMPLE = (
@@ -59,7 +63,7 @@ def nasbench101() -> SearchSpace:
         to_string=to_string,
         from_string=from_string,
         sizes=sizes,
-        graphs=Graphs(graph, INNER),
+        graphs=Graphs(graph, INNER, PLACES),
     )
 
 

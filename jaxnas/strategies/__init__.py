@@ -9,9 +9,11 @@ from jaxnas.strategies.differentiable import differentiable
 from jaxnas.strategies.drnas import drnas
 from jaxnas.strategies.enas import enas
 from jaxnas.strategies.evolution_strategy import evolution_strategy
+from jaxnas.strategies.gan_search import gan_search
 from jaxnas.strategies.gdas import gdas
 from jaxnas.strategies.genetic_algorithm import genetic_algorithm
 from jaxnas.strategies.hyperband import hyperband
+from jaxnas.strategies.latent_search import latent_search
 from jaxnas.strategies.local_search import local_search
 from jaxnas.strategies.nsga2 import nsga2
 from jaxnas.strategies.pc_darts import pc_darts
@@ -31,9 +33,11 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "drnas": drnas,
     "enas": enas,
     "evolution_strategy": evolution_strategy,
+    "gan_search": gan_search,
     "gdas": gdas,
     "genetic_algorithm": genetic_algorithm,
     "hyperband": hyperband,
+    "latent_search": latent_search,
     "local_search": local_search,
     "nsga2": nsga2,
     "pc_darts": pc_darts,
@@ -54,6 +58,9 @@ NEED_GRADIENT = ("differentiable", "drnas", "gdas", "pc_darts", "snas")
 
 NEED_SURROGATE = ("bayesian_optimization", "predictor_search", "progressive")
 """Those that take a `Surrogate` as their second argument."""
+
+NEED_GENERATOR = ("gan_search", "latent_search")
+"""Those that take a `Generator` as their second argument; a surrogate may follow."""
 
 NEED_OBJECTIVES = ("nsga2", "sms_emoa")
 """Those that need `Feedback.objectives`: `evaluators.objectives.with_objectives`."""

@@ -5,18 +5,13 @@ arXiv:1910.11858): with its ensemble as the surrogate, independent Thompson samp
 mutations of the best as candidates, this is it.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxnas.base import (
     FULL,
     Array,
-    Feedback,
     InputError,
-    Proposal,
     PyTree,
     SearchSpace,
     Strategy,
@@ -24,19 +19,9 @@ from jaxnas.base import (
 )
 from jaxnas.checks import expect
 from jaxnas.draws import below
-from jaxnas.search import incumbent
 from jaxnas.strategies.acquisitions import ACQUISITIONS
-from jaxnas.strategies.checks import propose
-from jaxnas.strategies.memory import Memory, best_fitness, choose, empty, remember
-
-
-class BayesianState(NamedTuple):
-    """What was told, what is made of it, and what is asked next."""
-
-    memory: Memory
-    model: PyTree  # of the surrogate
-    arch: Array  # int32[B, D]
-    acquisition: Array  # float32[B], theirs; 0: chosen without, or nothing new is left
+from jaxnas.strategies.memory import Memory, best_fitness, best_known
+from jaxnas.strategies.model_based import Thought, model_based
 
 
 def bayesian_optimization(
@@ -74,9 +59,7 @@ def bayesian_optimization(
     Raises:
       InputError: a number is below its least, or the acquisition is unknown.
     """
-    expect(1, num_initial=num_initial, batch_size=batch_size, budget=budget)
     expect(1, num_parents=num_parents, num_mutants=num_mutants, num_random=num_random)
-    expect(batch_size, num_queries=num_queries)
     if acquisition not in ACQUISITIONS:
         raise InputError(
             f"expected an acquisition of {', '.join(ACQUISITIONS)}, but got "
@@ -85,29 +68,10 @@ def bayesian_optimization(
     acquire = ACQUISITIONS[acquisition]
     num_parents = min(num_parents, num_queries)
 
-    def init(key: Array) -> BayesianState:
-        memory = empty(space, num_queries)
-        arch = jnp.zeros((batch_size, len(space.num_choices)), jnp.int32)
-        model = surrogate.init(key, memory.history)
-        return BayesianState(memory, model, arch, jnp.zeros(batch_size))
-
-    def ask(key: Array, step: Array, state: BayesianState) -> Proposal:
-        def begin(_):
-            return jax.vmap(space.sample)(jax.random.split(key, batch_size))
-
-        # The step is the same for all seeds, so that this stays a branch under vmap.
-        is_initial = step * batch_size < num_initial
-        return propose(
-            lax.cond(is_initial, begin, lambda arch: arch, state.arch), budget
-        )
-
     def candidates(key: Array, memory: Memory) -> Array:
         key_parent, key_mutate, key_sample = jax.random.split(key, 3)
-        fitness = jnp.where(memory.history.known, memory.history.fitness, -jnp.inf)
-        highest, parents = lax.top_k(fitness, num_parents)
-        drawn = below(
-            key_parent, (num_mutants,), jnp.maximum(jnp.isfinite(highest).sum(), 1)
-        )
+        parents, count = best_known(memory, num_parents)
+        drawn = below(key_parent, (num_mutants,), jnp.maximum(count, 1))
         keys = jax.random.split(key_mutate, (2, num_mutants))
         once = jax.vmap(space.mutate)(keys[0], memory.history.arch[parents[drawn]])
         twice = jax.vmap(space.mutate)(keys[1], once)
@@ -115,31 +79,22 @@ def bayesian_optimization(
         keys = jax.random.split(key_sample, num_random)
         return jnp.concatenate([mutants, jax.vmap(space.sample)(keys)])
 
-    def think(key: Array, state: BayesianState) -> BayesianState:
-        memory = state.memory
+    def think(key: Array, model: PyTree, memory: Memory) -> Thought:
         key_fit, key_candidates, key_score = jax.random.split(key, 3)
-        model = surrogate.fit(key_fit, state.model, memory.history)
+        model = surrogate.fit(key_fit, model, memory.history)
         arch = candidates(key_candidates, memory)
         best = best_fitness(memory)
         scores = jax.vmap(lambda key: acquire(key, surrogate, model, arch, best))(
             jax.random.split(key_score, batch_size)
         )
-        place, found = choose(space, memory, arch, scores)
-        found = jnp.where(jnp.isfinite(found), found, 0.0)
-        return BayesianState(memory, model, arch[place], found)
+        return Thought(model, arch, scores)
 
-    def tell(
-        key: Array,
-        step: Array,
-        state: BayesianState,
-        proposal: Proposal,
-        feedback: Feedback,
-    ) -> BayesianState:
-        place = step * batch_size + jnp.arange(batch_size)
-        told = proposal.arch, feedback.fitness
-        state = state._replace(memory=remember(space, state.memory, place, *told))
-        is_last = (step + 1) * batch_size >= num_initial
-        key = jax.random.fold_in(key, batch_size)  # none of those that `ask` splits
-        return lax.cond(is_last, think, lambda _, state: state, key, state)
-
-    return Strategy(init, ask, tell, lambda state, log: incumbent(log))
+    return model_based(
+        space,
+        lambda key, memory: surrogate.init(key, memory.history),
+        think,
+        num_initial=num_initial,
+        batch_size=batch_size,
+        num_queries=num_queries,
+        budget=budget,
+    )

@@ -63,6 +63,13 @@ def best_fitness(memory: Memory) -> Array:
     return jnp.where(known.any(), highest, 0.0)
 
 
+def best_known(memory: Memory, number: int) -> tuple[Array, Array]:
+    """Places int32[number] of the best, best first, and how many of them there are."""
+    fitness = jnp.where(memory.history.known, memory.history.fitness, -jnp.inf)
+    highest, places = lax.top_k(fitness, number)
+    return places, jnp.isfinite(highest).sum()
+
+
 def was_asked(memory: Memory, keys: Array) -> Array:
     """Which of uint32[M, W] are keys of what is remembered: bool[M]."""
 

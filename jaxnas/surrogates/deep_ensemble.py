@@ -16,7 +16,7 @@ from jax import lax
 from jaxnas.base import Array, History, PyTree, SearchSpace, Surrogate
 from jaxnas.checks import expect
 from jaxnas.surrogates.linalg import one_by_one
-from jaxnas.surrogates.targets import (
+from jaxnas.targets import (
     Scale,
     check_targets,
     prediction,
@@ -46,7 +46,7 @@ def deep_ensemble(
     learning_rate: float,
     weight_decay: float,
 ) -> Surrogate:
-    """Makes the surrogate of networks that map an encoded architecture to a float[].
+    """Makes the surrogate of networks that map an encoded architecture to a float[1].
 
     Each `fit` goes on from the last with so many updates of AdamW, on all that is known
     at once.
@@ -61,7 +61,7 @@ def deep_ensemble(
     tx = optax.adamw(learning_rate, weight_decay=weight_decay)
 
     def output(params: PyTree, encoded: PyTree) -> Array:
-        return jax.vmap(lambda x: network.apply({"params": params}, x))(encoded)
+        return jax.vmap(lambda x: network.apply({"params": params}, x)[0])(encoded)
 
     def loss_fn(params, batch_stats, key, batch):
         del key

@@ -15,7 +15,7 @@ from jaxnas.surrogates.deep_ensemble import deep_ensemble
 
 
 class Perceptron(nn.Module):
-    """Maps features float32[F] to a float32[]."""
+    """Maps features float32[F] to a float32[1]."""
 
     widths: tuple[int, ...]
 
@@ -23,7 +23,7 @@ class Perceptron(nn.Module):
     def __call__(self, x: Array) -> Array:
         for width in self.widths:
             x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(1)(x)[0]
+        return nn.Dense(1)(x)
 
 
 def ensemble(

@@ -25,7 +25,7 @@ from jaxnas.surrogates.gaussian_process import (
     posterior_moments,
 )
 from jaxnas.surrogates.kernels import KERNELS, Hyperparameters, Kernel
-from jaxnas.surrogates.targets import (
+from jaxnas.targets import (
     Scale,
     check_targets,
     prediction,

@@ -4,38 +4,11 @@ Wen, Liu, Li, Chen, Bender and Kindermans 2020, arXiv:1912.00848: the neural pre
 Where a space has no graphs, an architecture is its decisions one after the other.
 """
 
-import flax.linen as nn
-import jax.numpy as jnp
-
-from jaxnas.base import Array, Graph, SearchSpace, Surrogate
+from jaxnas.base import SearchSpace, Surrogate
 from jaxnas.checks import expect
 from jaxnas.encoding import graphs_of
+from jaxnas.nn.graph_network import GraphNetwork
 from jaxnas.surrogates.deep_ensemble import deep_ensemble
-
-
-class GraphNetwork(nn.Module):
-    """Maps a `Graph` to a float32[]."""
-
-    width: int
-    layers: int
-
-    @nn.compact
-    def __call__(self, graph: Graph) -> Array:
-        cells, vertices, _ = graph.ops.shape
-        ends = jnp.zeros((vertices, 2)).at[0, 0].set(1.0).at[-1, 1].set(1.0)
-        ends = jnp.broadcast_to(ends[None], (cells, vertices, 2))
-        x = jnp.concatenate([graph.ops, ends], 2)
-        there = x.any(2, keepdims=True)
-        edges = graph.edges + jnp.eye(vertices)[None]
-        forwards = edges / edges.sum(2, keepdims=True)
-        back = edges.mT
-        backwards = back / back.sum(2, keepdims=True)
-        for _ in range(self.layers):
-            one = nn.relu(forwards @ nn.Dense(self.width)(x))
-            other = nn.relu(backwards @ nn.Dense(self.width)(x))
-            x = (one + other) / 2
-        mean = jnp.where(there, x, 0.0).sum(1) / there.sum(1)
-        return nn.Dense(1)(nn.relu(nn.Dense(self.width)(mean.ravel())))[0]
 
 
 def graph_predictor(

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnas.base import Array, History, SearchSpace, Surrogate
 from jaxnas.encoding import encoder
-from jaxnas.surrogates.targets import (
+from jaxnas.targets import (
     Scale,
     check_targets,
     prediction,

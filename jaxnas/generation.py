@@ -1,0 +1,129 @@
+"""What generators of architectures draw, and how good it is."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnas.base import Array, Generator, InputError, PyTree, SearchSpace
+from jaxnas.encoding import is_valid, one_hot, strongest
+
+
+def expect_of(space: SearchSpace, generator: Generator) -> None:
+    """Refuses a generator of another space.
+
+    Raises:
+      InputError: it draws other decisions.
+    """
+    if generator.num_choices != space.num_choices:
+        raise InputError(
+            f"expected a generator of space {space.name} {list(space.num_choices)}, "
+            f"but got one of {list(generator.num_choices)}: make one of this space"
+        )
+
+
+def draw_choices(
+    key: Array, space: SearchSpace, generator: Generator, state: PyTree, z: Array
+) -> Array:
+    """Draws a choice for each decision, each by its logits: int32[M, D], as they come.
+
+    They may be no architectures of the space; `repair` makes those of them.
+
+    Args:
+      key: PRNG key.
+      space: of the decisions.
+      generator: whose logits they are.
+      state: of the generator.
+      z: float32[M, L].
+    """
+    logits = generator.decode(state, z)
+    noise = jax.random.gumbel(key, logits.shape)
+    return strongest(logits + noise, space.num_choices)
+
+
+def repair(space: SearchSpace, choices: Array) -> Array:
+    """The architectures int32[M, D] that choices int32[M, D] stand for."""
+    return jax.vmap(lambda one: space.discretize(one_hot(one, space.num_choices)))(
+        choices
+    )
+
+
+def draw_architectures(
+    key: Array, space: SearchSpace, generator: Generator, state: PyTree, num: int
+) -> Array:
+    """Draws latents from the prior, and architectures of them: int32[num, D]."""
+    key_z, key = jax.random.split(key)
+    z = jax.random.normal(key_z, (num, generator.num_latent))
+    return repair(space, draw_choices(key, space, generator, state, z))
+
+
+class Quality(NamedTuple):
+    """How good samples are, as fractions in [0, 1]; NaN where there is nothing to say.
+
+    As of D-VAE (Zhang et al. 2019, arXiv:1904.11088).
+    """
+
+    validity: float  # of the samples as they come
+    uniqueness: float  # different ones of the valid; 1: all are different
+    novelty: float  # of the different valid ones, those that were not learnt from
+    reconstruction: float  # of architectures: the same after encoding and decoding
+    collapsed: bool  # all samples are one
+
+
+def quality(
+    key: Array,
+    space: SearchSpace,
+    generator: Generator,
+    state: PyTree,
+    learnt: Array | np.ndarray,
+    num: int = 10_000,
+    num_reconstructed: int = 1000,
+) -> Quality:
+    """Measures a generator; isomorphic samples are different ones here.
+
+    Args:
+      key: PRNG key.
+      space: of the architectures.
+      generator: what is measured.
+      state: of the generator, fitted.
+      learnt: int32[N, D], what it has learnt from; N may be 0.
+      num: samples.
+      num_reconstructed: architectures that are drawn from the space, and encoded.
+
+    Raises:
+      InputError: the numbers are below 1, or the generator is of another space.
+    """
+    expect_of(space, generator)
+    if min(num, num_reconstructed) < 1:
+        raise InputError(
+            f"expected 1 sample or more, but got {min(num, num_reconstructed)}: ask "
+            "for more"
+        )
+    key_z, key_draw, key_space = jax.random.split(key, 3)
+
+    @jax.jit
+    def draw(state):
+        z = jax.random.normal(key_z, (num, generator.num_latent))
+        choices = draw_choices(key_draw, space, generator, state, z)
+        return choices, jax.vmap(lambda one: is_valid(space, one))(choices)
+
+    @jax.jit
+    def reconstruct(state):
+        arch = jax.vmap(space.sample)(jax.random.split(key_space, num_reconstructed))
+        assert generator.encode is not None
+        logits = generator.decode(state, generator.encode(state, arch))
+        found = jax.vmap(space.discretize)(logits)
+        same = jax.vmap(space.canonical)(found) == jax.vmap(space.canonical)(arch)
+        return same.reshape(num_reconstructed, -1).all(1).mean()
+
+    choices, valid = map(np.asarray, draw(state))
+    different = set(map(bytes, choices[valid]))
+    known = set(map(bytes, np.asarray(learnt, np.int32)))
+    new = len(different - known)
+    return Quality(
+        float(valid.mean()),
+        len(different) / int(valid.sum()) if valid.any() else float("nan"),
+        new / len(different) if different else float("nan"),
+        float(reconstruct(state)) if generator.encode else float("nan"),
+        len(set(map(bytes, choices))) == 1,
+    )
