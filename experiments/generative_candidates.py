@@ -117,7 +117,7 @@ MODELS = {
         "elbo",
         "ELBO (nats an image)",
         ("elbo", "divergence", "bits_per_dimension"),
-        1e-3,
+        3e-3,
         {
             "bound": ("training batches", "bound (nats an image)", 1.0),
             "divergence": ("training batches", "divergence (nats an image)", 1.0),

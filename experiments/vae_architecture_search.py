@@ -7,6 +7,12 @@ How deep and wide, kernels, latent size, norm and activation, as in the space
 an image; with --model gan of a generative adversarial network, by the Frechet distance
 of its samples from them, on the features of a classifier that is trained on the same
 images first.
+
+The command above, in the quick preset, takes 110 seconds on two cores of an Intel Xeon
+that others used as well, most of them compiling eight networks, and 45 the second time.
+It found three stages of 32, 32 and 64 channels and 8 latent numbers: a bound of -163.7
+nats an image on the test images, 3.69 bits per dimension. Its search alone says little:
+from the worst of the eight to the best it is 9 nats, of one seed.
 """
 
 from collections.abc import Callable
@@ -81,7 +87,7 @@ class Config:
     that they are compared on; all by default."""
     batch_size: int = 64
     learning_rate: float | None = None
-    """Of Adam, with cosine decay; 1e-3 for vae and 2e-4 for gan by default."""
+    """Of Adam, with cosine decay; 3e-3 for vae and 2e-4 for gan by default."""
     final_epochs: int = 50
     """Of the training of the best network on all training images."""
     classifier_epochs: int = 10
@@ -102,7 +108,7 @@ class Config:
 
 PRESETS = {
     "quick": Config(
-        queries=8, batch=2, epochs=5, batch_size=32, final_epochs=20, chunk=100
+        queries=8, batch=2, epochs=15, batch_size=32, final_epochs=60, chunk=100
     ),
     "paper": Config(),
 }
