@@ -210,7 +210,7 @@ def draw(run, config, dataset, generate, latents, labels, found) -> None:
         [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(ROWS)]
     )
     between = generate(ways, np.repeat(labels[:ROWS], BETWEEN))
-    title, by_row = "Between two latents, along the arc", by_class[:ROWS]
+    title, by_row = "Between two latents (spherical)", by_class[:ROWS]
     draw_grid(run, "interpolation.png", title, between, BETWEEN, row_names=by_row)
 
 

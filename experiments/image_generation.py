@@ -187,7 +187,7 @@ def draw_reconstructions(run: runs.Run, images: Any, again: Any) -> None:
     pairs = [part.reshape(-1, columns, *part.shape[1:]) for part in parts]
     rows = np.stack(pairs, 1).reshape(-1, *images.shape[1:])
     sides = ("test images", "their means") * (count // columns)
-    title = "Test images, and what is decoded of their latents' means"
+    title = "Test images and their reconstructions"
     draw_grid(run, "reconstructions.png", title, rows, columns, row_names=sides)
 
 

@@ -55,12 +55,12 @@ class Config(ImageConfig):
     """Tell the networks the label of each image."""
     widths: tuple[int, ...] = (128, 64, 32)
     """Channels from the smallest image to the largest; the encoder's are the same."""
-    num_latent: int = 128
+    num_latent: int = 256
     """Numbers that an image is generated from."""
     batch_size: int = 64
     steps: int = 4000
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Of Adam, at the start; it falls to 0 along a cosine."""
     beta: float = 1.0
     """Weight of the divergence while training; 1 is the bound."""
     seeds: int = 1
@@ -69,7 +69,12 @@ class Config(ImageConfig):
 
 PRESETS = {
     "quick": Config(
-        widths=(64, 32, 16), steps=1000, samples=2000, classifier_epochs=2, chunk=100
+        widths=(64, 32, 16),
+        num_latent=128,
+        steps=1000,
+        samples=2000,
+        classifier_epochs=1,
+        chunk=100,
     ),
     "paper": Config(),
 }
@@ -132,7 +137,8 @@ def make_model(config: Config, dataset: data.Dataset) -> Model:
         GaussianEncoder(trunk, config.num_latent, num_classes),
         Upward(shape, config.widths, output="logistic", num_classes=num_classes),
     )
-    tx = optax.adam(config.learning_rate)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    tx = optax.adam(schedule)
     return model_of(dataset, network, tx, config.beta, config.conditional)
 
 
@@ -322,7 +328,7 @@ def draw(
         [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(ROWS)]
     )
     told = np.repeat(labels[: 2 * ROWS : 2], BETWEEN)
-    title = "Between the latents of two test images, along the arc"
+    title = "Between two test images (spherical)"
     between = generate(model, state, ways, told)
     draw_grid(run, "interpolation.png", title, between, BETWEEN)
 
