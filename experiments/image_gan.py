@@ -1,6 +1,27 @@
 """A GAN for images: DCGAN with any of four losses, told the labels or not.
 
-python experiments/image_gan.py
+    python experiments/image_gan.py
+    python experiments/image_gan.py --preset paper
+    python experiments/image_gan.py --no-conditional --loss lsgan
+
+takes MNIST where it can be had, else scikit-learn's digits. Transposed convolutions,
+batch norm, leaky ReLU and Adam are those of Radford, Metz and Chintala 2016
+(arXiv:1511.06434), and so are the initial weights: with larger ones the same steps do
+far less. Labels enter the discriminator by projection (Miyato and Koyama 2018,
+arXiv:1802.05637). The optimizer is the same for all losses, also where a loss's paper
+has another. Images are generated at the running statistics of the batch norms.
+
+Samples are judged by a classifier of the project's own (`image_extractor`), whose name
+stands beside each figure that it gave. Distances by other features are others.
+
+On MNIST, with two cores of an Intel Xeon that other work had half of:
+
+- `--preset paper`: 99.4 % of the samples are recognised as the label that they should
+  have, and their Frechet distance from test images is 0.37, where training images have
+  0.36 (mnist-cnn64-3ep, of 99.2 % test accuracy; it took 2:30 minutes). The 8,000 steps
+  took 16 minutes, at 8 a second; with less beside them there were 25 a second.
+- `--preset quick --no-conditional`: all ten digits occur among 1,000 samples, and the
+  Frechet distance is 28.9. The 1,500 steps took 1:33 minutes.
 """
 
 from dataclasses import dataclass
@@ -57,7 +78,7 @@ class Config(ImageConfig):
 
 
 PRESETS = {
-    "quick": Config(steps=2000, samples=2000, classifier_epochs=1, chunk=100),
+    "quick": Config(steps=1500, samples=2000, chunk=100),
     "paper": Config(),
 }
 TRAINING = {
