@@ -1,6 +1,26 @@
 """A variational autoencoder for images, whose bound is of the images as stored.
 
-python experiments/image_vae.py
+    python experiments/image_vae.py
+    python experiments/image_vae.py --preset paper --seeds 3
+
+takes CIFAR-10 where it can be had, else scikit-learn's digits. Kingma and Welling 2014
+(arXiv:1312.6114) with strided convolutions; the likelihood is that of Kingma et al.
+2016 (arXiv:1606.04934): a logistic distribution rounded to the 256 levels of a byte,
+its scale learnt for each colour. So the bound is one on the log-probability of the
+images as stored, in nats an image, and
+
+    bits per dimension = -bound / (ln 2 * height * width * colours)
+
+compares with other models of them. A tenth of the training images is held out for the
+validation curve; the result is of the test images, at one draw of the latent each.
+What is drawn and judged are the means of the pixels, not draws of them: these lack the
+noise that the likelihood has, so the Frechet distance is large.
+
+On CIFAR-10, with two cores of an Intel Xeon that other work had half of, 4,000 steps
+took 8 minutes and ended at 6.31 bits per dimension (-13,443 nats an image, of which 269
+are divergence; scales of 10 to 11 of 255 levels) with 128 latents, a constant rate and
+a scale that began at 1; Frechet distance 35.3 (cifar10-cnn64-3ep, of 71.2 % test
+accuracy).
 """
 
 import math
