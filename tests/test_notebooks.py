@@ -8,9 +8,11 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
+from jaxnas import benchmarks
 from jaxnas.spaces.nasbench201 import nasbench201
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,19 @@ seed = 0
 slots = [["conv1x1-4", "conv3x3-4"], ["identity", "relu", "max_pool"]]
 num_seeds, epochs, batch_size = 2, 1, 64
 num_searches, num_queries = 4, 5
+""",
+    "gan_search.ipynb": """
+seed = 0
+widths, num_latent, image_steps, batch_size = (4, 4), 4, 3, 4
+num_told, num_drawn, num_pretrain = 100, 50, 30
+num_seeds, num_queries, batch, population_size = 2, 20, 5, 5
+""",
+    "vae_search.ipynb": """
+seed = 0
+widths, num_latent, image_steps, batch_size = (4, 4), 4, 60, 16
+arch_width, arch_steps, num_drawn = 16, 50, 40
+search_width, search_steps = 8, 20
+num_seeds, num_queries, batch = 2, 20, 5
 """,
 }
 
@@ -222,3 +237,70 @@ def test_surrogates_predict_verify_and_search(surrogates):
         assert 0 < low <= mean <= high <= 100
     share = re.search(r"([\d.]+) % of the hypervolume after 40 evaluations", said)
     assert 50 < float(share[1]) <= 100
+
+
+def assert_summary(said: str, names: list[str]) -> None:
+    """Holds the accuracies at the end against the best one of the table of digits."""
+    best = float(re.search(r"best test accuracy in the table: ([\d.]+) %", said)[1])
+    pattern = r"(\w+) +([\d.]+) %  \(95 % interval ([\d.]+) to ([\d.]+)\)"
+    rows = re.findall(pattern, said)
+    assert [row[0] for row in rows] == names
+    for row in rows:
+        mean, low, high = map(float, row[1:])
+        assert 0 < low <= mean <= high <= best <= 100
+
+
+@pytest.fixture(scope="module")
+def adversarial() -> nbformat.NotebookNode:
+    return execute("gan_search.ipynb")
+
+
+def test_adversarial_shows_its_pictures(adversarial):
+    assert_pictures(adversarial, ["train", "samples", "drawn", "regret"])
+
+
+def test_adversarial_draws_and_searches(adversarial):
+    said = said_by(adversarial)
+    pattern = r"(\w+ fit) +validity (\S+), uniqueness (\S+), novelty (\S+)\n"
+    found = {row[0]: tuple(map(float, row[1:])) for row in re.findall(pattern, said)}
+    assert list(found) == ["before fit", "after fit"]
+    for validity, uniqueness, novelty in found.values():
+        assert validity == 1  # every choice is an architecture there
+        assert 0 < uniqueness <= 1
+        assert 0 <= novelty <= 1
+    means = dict(re.findall(r"(the table|drawn \w+ fit) +([\d.]+) % on average", said))
+    assert float(means["the table"]) == pytest.approx(table_mean(), abs=0.006)
+    assert 100 > float(means["drawn after fit"]) > float(means["drawn before fit"])
+    names = ["random_search", "regularized_evolution", "gan_search"]
+    assert_summary(said, names)
+
+
+def table_mean() -> float:
+    """Of the accuracies that strategies see in the table of digits, in percent."""
+    return float(np.mean(benchmarks.load("digits").columns["valid_acc_16ep"]))
+
+
+@pytest.fixture(scope="module")
+def variational() -> nbformat.NotebookNode:
+    return execute("vae_search.ipynb")
+
+
+def test_variational_shows_its_pictures(variational):
+    names = ["train", "reconstructions", "samples", "regret"]
+    assert_pictures(variational, names)
+
+
+def test_variational_encodes_walks_and_searches(variational):
+    said = said_by(variational)
+    pattern = r"bound (-[\d.]+) nats an image, of which the divergence takes ([\d.]+)\n"
+    bound, divergence = map(float, re.search(pattern, said).groups())
+    assert -64 * np.log(2) - 10 < bound < -divergence
+    pattern = r"reconstruction (\S+), validity (\S+), uniqueness (\S+)\n"
+    same, validity, uniqueness = map(float, re.search(pattern, said).groups())
+    assert validity == 1
+    assert 0 <= same <= 1
+    assert 0 < uniqueness <= 1
+    way = re.findall(r"^\|.*\|$", said, re.MULTILINE)
+    assert len(way) == 7
+    assert all(len(nasbench201().from_string(cell)) == 6 for cell in way)
+    assert_summary(said, ["random_search", "latent_search"])
