@@ -56,7 +56,8 @@ def main(config: Config) -> None:
 
 def generator(config: Config, space: SearchSpace, **settings: Any) -> Generator:
     """Makes the generator of a space."""
-    kinds = {"network": config.network, "encoding": config.encoding}
+    kinds: dict[str, Any] = {"network": config.network, "encoding": config.encoding}
+    kinds |= {"num_latent": config.latent}
     return arch_gan(space, loss=config.loss, **kinds, **settings)
 
 

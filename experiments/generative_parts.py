@@ -78,6 +78,8 @@ class GenerativeConfig(TrainingConfig):
     """Its updates on them."""
     network: Literal[KINDS] = "dense"
     """Of the generator: fully connected, convolutional or recurrent."""
+    latent: int = 16
+    """Numbers that the generator makes an architecture of."""
     batch: int = 5
     """Architectures a step of the search."""
 
@@ -106,7 +108,7 @@ class Method(NamedTuple):
 
 def run_method(config: Any, method: Method) -> None:
     """Runs the experiment, or goes on with it, or prints its result."""
-    counts = "seeds", "samples", "pretrain", "examples", "batch"
+    counts = "seeds", "samples", "pretrain", "examples", "latent", "batch"
     ranges: dict[str, tuple[float, float]] = {name: (1, inf) for name in counts}
     ranges |= {"queries": (max(10, config.batch), inf), "seed": (0, 2**32 - 1)}
     cli.check_ranges(config, ranges)

@@ -68,6 +68,13 @@ def run_here(experiment, monkeypatch, capsys) -> Callable[..., Outcome]:
     return run
 
 
+class Silent:
+    """Stands for pytest's capture, which no fixture of a module may have."""
+
+    def readouterr(self):
+        return "", ""
+
+
 def shared_folder(tmp_path_factory, name: str) -> Path:
     """A folder that all processes of pytest share."""
     folder = tmp_path_factory.getbasetemp()

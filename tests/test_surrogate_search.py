@@ -5,16 +5,10 @@ import importlib
 import numpy as np
 import pytest
 from PIL import Image
-from running import EXPERIMENTS, assert_refused, contents, read, run_here
+from running import EXPERIMENTS, Silent, assert_refused, contents, read, run_here
 from scipy import stats
+from tiny_data import ACCURACY, ARCHS, save_colours, save_table
 
-from jaxnas import benchmarks
-from jaxnas.base import Table
-
-NUM_CHOICES = 4, 3, 4, 2
-ARCHS = np.stack(np.meshgrid(*map(np.arange, NUM_CHOICES), indexing="ij"), -1)
-ARCHS = ARCHS.reshape(-1, 4).astype(np.int32)
-ACCURACY = 50 + ARCHS @ np.array([8.0, 2.0, 4.0, 1.0]) + ARCHS[:, 0] * ARCHS[:, 2]
 PARAMETERS = 10 + ARCHS @ np.array([1.0, 5.0, 3.0, 1.0])
 TINY = "--train 12 --predict 20 --verify 3 --seeds 2 --sizes 8 --queries 20"
 TINY += " --front-queries 40 --reference 40"
@@ -33,36 +27,16 @@ def run(experiment, monkeypatch, capsys):
     return run_here(experiment, monkeypatch, capsys)
 
 
-def save_table(folder, **columns) -> str:
-    columns = {
-        "valid_acc_4ep": ACCURACY,
-        "test_acc_4ep": ACCURACY - 1,
-        "cost_4ep": np.full(len(ARCHS), 2.0),
-        **columns,
-    }
-    columns = {name: column[:, None] for name, column in columns.items()}
-    table = Table("tiny", "categorical", NUM_CHOICES, ("a",), ARCHS, columns)
-    benchmarks.save(table, folder / "tiny.npz")
-    return str(folder / "tiny.npz")
-
-
 @pytest.fixture(scope="module")
 def done(experiment, tmp_path_factory):
     """A run on a table, what it says first and, started again, then."""
     folder = tmp_path_factory.mktemp("surrogates")
     path = save_table(folder, parameters_4ep=PARAMETERS)
     with pytest.MonkeyPatch.context() as patch:
-        capture = _Silent()
+        capture = Silent()
         run = run_here(experiment, patch, capture)
         flags = *TINY.split(), "--benchmark", path, "--workdir", folder / "run"
         return folder / "run", run(*flags), run(*flags)
-
-
-class _Silent:
-    """Stands for pytest's capture, which no fixture of a module may have."""
-
-    def readouterr(self):
-        return "", ""
 
 
 def test_result_is_of_what_was_predicted_and_measured(done):
@@ -137,16 +111,11 @@ def test_second_start_changes_nothing(done, run, tmp_path):
 
 
 def test_real_training_ends_with_a_tested_network(run, tmp_path):
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(3), 20)
-    x = rng.integers(0, 40, (60, 4, 4, 3))
-    x[np.arange(60), :, :, labels] += 200
-    np.savez(tmp_path / "colours.npz", images=x.astype(np.uint8), labels=labels)
     flags = "--evaluator population --train 10 --predict 12 --verify 2 --seeds 1"
     flags += " --batch 6 --epochs 1 --batch-size 8 --final-epochs 1 --chunk 2"
     flags += " --surrogate svm --parts front importance"
     folder = tmp_path / "run"
-    given = "--dataset", tmp_path / "colours.npz", "--workdir", folder
+    given = "--dataset", save_colours(tmp_path), "--workdir", folder
     code, out, err = run(*flags.split(), *given)
     assert code == 0, err
     result = read(folder, "result.json")
