@@ -50,13 +50,13 @@ num_searches, num_queries = 4, 5
 """,
     "gan_search.ipynb": """
 seed = 0
-widths, num_latent, image_steps, batch_size = (4, 4), 4, 3, 4
+widths, num_latent, image_steps, batch_size = (4,), 4, 3, 4
 num_told, num_drawn, num_pretrain = 100, 50, 30
 num_seeds, num_queries, batch, population_size = 2, 20, 5, 5
 """,
     "vae_search.ipynb": """
 seed = 0
-widths, num_latent, image_steps, batch_size = (4, 4), 4, 60, 16
+widths, num_latent, image_steps, batch_size = (4,), 4, 60, 16
 arch_width, arch_steps, num_drawn = 16, 50, 40
 search_width, search_steps = 8, 20
 num_seeds, num_queries, batch = 2, 20, 5
