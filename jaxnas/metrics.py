@@ -131,8 +131,8 @@ def frechet_distance(x: Array, y: Array) -> Array:
     chex.assert_equal_shape_suffix((x, y), 1)
     (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
     values, vectors = jnp.linalg.eigh(cov_x)
-    root = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]) @ vectors.T
-    product = root @ cov_y @ root
+    root = _product(vectors * jnp.sqrt(jnp.maximum(values, 0))[None], vectors.T)
+    product = _product(_product(root, cov_y), root)
     # Rounding may leave a symmetric matrix without being one, and values below 0.
     values = jnp.linalg.eigvalsh((product + product.T) / 2)
     shared = jnp.sqrt(jnp.maximum(values, 0)).sum()
@@ -145,7 +145,12 @@ def _moments(x: Array) -> tuple[Array, Array]:
     """Mean float32[F] and unbiased covariance float32[F, F] of rows."""
     mean = x.mean(0)
     centred = x - mean[None]
-    return mean, centred.T @ centred / (len(x) - 1)
+    return mean, _product(centred.T, centred) / (len(x) - 1)
+
+
+def _product(x: Array, y: Array) -> Array:
+    """Of matrices, in whole float32: by default GPUs round to fewer bits first."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[Array, Array]:
