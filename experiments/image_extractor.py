@@ -2,9 +2,11 @@
 
 A small network is trained on the training images of the dataset at hand; what it
 computes before its last layer are the features that distributions are compared by. It
-follows from the dataset and the epochs alone, so runs of all seeds share their judge.
+follows from the images and the epochs alone, so runs of all seeds share their judge;
+its name says of which size they are, and a run takes no judge of other images.
 """
 
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from image_model import map_rows
 from retraining import NETWORK, draw_curves, prepare, train_network
 
 from jaxnas import data, runs
@@ -80,26 +83,45 @@ def train_extractor(
             pad=1,
             phase=PHASE,
         )
-        name = f"{dataset.name}-cnn{NUM_FEATURES}-{epochs}ep"
-        return {"name": name, "dataset": dataset.name, **trained}
+        size = "x".join(map(str, dataset.train_images.shape[1:3]))
+        name = f"{dataset.name}-{size}-cnn{NUM_FEATURES}-{epochs}ep"
+        return {"name": name, **identity(dataset), **trained}
 
     facts = run.once(PHASE, train)
     draw_curves(run, PHASE, {name: "training batches" for name in COLUMNS})
     return _restored(run.folder, facts, network, dataset)
 
 
+def identity(dataset: data.Dataset) -> dict[str, Any]:
+    """What a classifier learns from: two datasets may have the same name."""
+    parts = dataset.train_images, dataset.train_labels
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+    return {
+        "dataset": dataset.name,
+        "image_shape": list(dataset.train_images.shape[1:]),
+        "classes": len(dataset.class_names),
+        "checksum": f"{checksum:08x}",
+    }
+
+
 def load_extractor(folder: Path, dataset: data.Dataset) -> Extractor:
     """The classifier of another run.
 
     Raises:
-      InputError: there is none, or it is of another dataset.
+      InputError: there is none, or it is of other images.
     """
     remedy = "choose another --classifier"
     facts = read_json(folder / FACTS, remedy) or {}
-    if facts.get("dataset") != dataset.name:
+    wanted = identity(dataset)
+    found = {name: facts.get(name) for name in wanted}
+    if found != wanted:
+        other = {name: x for name, x in found.items() if x != wanted[name]}
+        said = ", ".join(f"{name} {x} not {wanted[name]}" for name, x in other.items())
         raise InputError(
-            f"expected a run with a classifier of {dataset.name} in {folder}, but "
-            f"there is none: {remedy}, or leave it out"
+            f"expected a run with a classifier of {dataset.name} in {folder}, but got "
+            f"{said if facts else 'none'}: {remedy}, or leave it out"
         )
     network = make_classifier(len(dataset.class_names))
     return _restored(folder, facts, network, dataset)
@@ -138,7 +160,7 @@ def _look(network, normalize, variables, images):
         (features,) = kept["intermediates"][LAST]["__call__"]
         return features[0], logits.argmax(-1)[0].astype(jnp.int32)
 
-    return jax.lax.map(one, images, batch_size=250)
+    return map_rows(one, images)
 
 
 def spread(images: np.ndarray, labels: np.ndarray | None = None) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from image_extractor import load_extractor
+from image_extractor import NEIGHBOURS, load_extractor
 
 from jaxnas import cli, data, plots, runs
 from jaxnas.base import Array, InputError, PyTree
@@ -84,8 +84,26 @@ def check_images(config: ImageConfig, dataset: data.Dataset, most: int) -> None:
             "expected --widths of a number of 1 or more for each stage, but got "
             f"{' '.join(map(str, config.widths)) or 'none'}: change it"
         )
+    fewest = min(len(dataset.test_labels), len(dataset.train_labels))
+    if fewest <= NEIGHBOURS:
+        raise InputError(
+            f"expected {NEIGHBOURS + 1} or more images to train and as many to test, "
+            f"for samples to be compared with, but got {fewest}: add some to --dataset"
+        )
     if config.classifier is not None:
         load_extractor(config.classifier, dataset)
+
+
+def batch_of_step(
+    key: Array, step: Array, count: int, batch_size: int
+) -> tuple[Array, Array]:
+    """What a step draws by, and the int32[batch_size] of so many images it learns from.
+
+    Both follow from the key of the training and the step's number.
+    """
+    key_order, key_step = jax.random.split(key)
+    index = batch_indices(key_order, step, count, batch_size)
+    return jax.random.fold_in(key_step, step), index
 
 
 class Step(NamedTuple):
@@ -102,10 +120,8 @@ class Step(NamedTuple):
 
     def __call__(self, key: Array, given: PyTree, carry: tuple[PyTree, Array], step):
         (data, shown), (state, pictures) = given, carry
-        key_order, key_step = jax.random.split(key)
-        index = batch_indices(key_order, step, len(data.labels), self.batch_size)
+        key_step, index = batch_of_step(key, step, len(data.labels), self.batch_size)
         labels = data.labels[index] if self.conditional else None
-        key_step = jax.random.fold_in(key_step, step)
         images = self.prepare(data.images[index])
         state, metrics = self.update(key_step, state, images, labels)
         before, now = ((step + i) * len(pictures) // self.num_steps for i in (0, 1))
@@ -161,6 +177,16 @@ def train(
             jnp.arange(step.num_steps),
         )
     return state, np.asarray(pictures), moments
+
+
+def to_signs(images: Array) -> Array:
+    """Scales uint8 to float32 in [-1, 1]."""
+    return images / jnp.float32(127.5) - 1
+
+
+def to_levels(images: Array) -> Array:
+    """Rounds float32 in [-1, 1] to uint8."""
+    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
 def shown_labels(dataset: data.Dataset, count: int = SHOWN) -> np.ndarray:

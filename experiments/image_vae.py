@@ -260,10 +260,11 @@ def draw(
     again = generate(model, state, latents, labels)
     draw_reconstructions(run, images, again)
 
+    rows = min(ROWS, len(images) // 2)
     ways = jnp.concatenate(
-        [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(ROWS)]
+        [slerp(*latents[2 * row : 2 * row + 2], BETWEEN) for row in range(rows)]
     )
-    told = np.repeat(labels[: 2 * ROWS : 2], BETWEEN)
+    told = np.repeat(labels[: 2 * rows : 2], BETWEEN)
     title = "Between two test images (spherical)"
     between = generate(model, state, ways, told)
     draw_grid(run, "interpolation.png", title, between, BETWEEN)

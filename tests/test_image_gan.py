@@ -75,7 +75,7 @@ def test_run_leaves_everything_in_its_folder(whole):
     assert set(result) == CLOCKS | MEASURES | own
     assert (result["dataset"], result["loss"]) == ("digits", "vanilla")
     assert result["conditional"]
-    assert result["extractor"] == "digits-cnn64-1ep"
+    assert result["extractor"] == "digits-8x8-cnn64-1ep"
     assert (result["samples"], result["frechet_samples"]) == (1000, 355)
     assert result["extractor_test_accuracy"] == pytest.approx(
         read(whole, "classifier.json")["test_accuracy"]
@@ -119,6 +119,21 @@ def test_classifier_of_another_run_judges_without_training(
     assert sum("the generator has collapsed: its samples differ" in x for x in out) == 1
     assert (result["precision"], result["recall"]) == (0, 0)
     assert result["classes_found"] == 1
+
+
+def test_judge_of_other_images_is_refused(whole):
+    extractor = importlib.import_module("image_extractor")
+    digits = data.load("digits")
+    assert extractor.load_extractor(whole, digits).name == "digits-8x8-cnn64-1ep"
+    changed = {
+        "image_shape": data.load("digits", image_size=4),
+        "classes": digits._replace(class_names=(*digits.class_names, "ten")),
+        "checksum": digits._replace(train_labels=digits.train_labels[::-1]),
+    }
+    for name, dataset in changed.items():
+        with pytest.raises(InputError, match=rf"but got .*\b{name} .* not ") as said:
+            extractor.load_extractor(whole, dataset)
+        assert "\n" not in str(said.value)
 
 
 def untrained(run, config, phase, key, state, step, *_):

@@ -5,6 +5,7 @@ import fcntl
 import importlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from PIL import Image
 from running import EXPERIMENTS, assert_refused, read
 
 from jaxnas import cli, data
+from jaxnas.base import InputError
 from jaxnas.checkpoint import Checkpoints
 
 SIZES = "--widths 4 3 --num-latent 5 --batch-size 8 --steps 7 --chunk 2"
@@ -67,7 +69,7 @@ def test_run_leaves_everything_in_its_folder(whole):
             assert len(image.convert("L").getcolors()) > 50  # it is not empty
     result = read(whole, "result.json")
     assert set(result) >= CLOCKS
-    assert result["extractor"] == "digits-cnn64-1ep"
+    assert result["extractor"] == "digits-8x8-cnn64-1ep"
     assert result["divergence_nats"] > 0
     parts = result["reconstruction_nats"] - result["divergence_nats"]
     assert result["elbo_nats"] == pytest.approx(parts)
@@ -144,6 +146,26 @@ def test_evidence_has_the_images_apart(image_vae):
     np.testing.assert_allclose(
         whole, np.mean([[v[0] for v in pair] for pair in each], 0), rtol=1e-5
     )
+
+
+def test_few_test_images_are_drawn_and_too_few_refused(image_vae, tmp_path):
+    digits = data.load("digits")
+    config = image_vae.Config(widths=(4,), num_latent=2, batch_size=8)
+    model = image_vae.make_model(config, digits)
+    first = image_vae.Examples(model.prepare(digits.train_images[:3]), None)
+    state = model.made.init(jax.random.key(0), first)
+
+    def only(count):
+        images, labels = digits.test_images[:count], digits.test_labels[:count]
+        return digits._replace(test_images=images, test_labels=labels)
+
+    run = SimpleNamespace(path=lambda name: tmp_path / name)
+    found = {"frechet_distance": 1.0, "extractor": "nobody"}
+    image_vae.draw(run, config, only(5), model, state, found)
+    assert (tmp_path / "interpolation.png").exists()
+    image_vae.check(config, only(4))
+    with pytest.raises(InputError, match="4 or more images .* but got 3"):
+        image_vae.check(config, only(3))
 
 
 @pytest.mark.parametrize(
