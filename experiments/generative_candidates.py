@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from image_extractor import Extractor, look
-from image_gan import to_levels, to_signs
-from image_vae import evidence, generate, model_of
+from image_generation import batch_of_step, to_levels, to_signs
+from image_model import evidence, generate, map_rows, model_of
 
 from jaxnas.base import Array, PyTree, SearchSpace
-from jaxnas.data import Dataset, batch_indices
+from jaxnas.data import Dataset
 from jaxnas.generators.adversarial import gan
 from jaxnas.generators.variational import Examples
 from jaxnas.metrics import frechet_distance
@@ -85,29 +85,35 @@ def adversaries(
 ) -> Training:
     """Trains by the loss of Goodfellow et al.; is judged by features of a classifier.
 
-    As many samples are compared as there are images.
+    As many samples are compared as there are images; where a number of theirs is not
+    finite, neither is the distance.
     """
     num_latent, shape = networks.num_latent, dataset.train_images.shape[1:]
     tx = optax.adam(rate, b1=0.5)
     made = gan(*networks[:2], "vanilla", tx, num_latent=num_latent)
 
     @jax.jit
-    def draw(state: PyTree, z: Array) -> Array:
-        def one(z: Array) -> Array:
-            return to_levels(made.generate(jax.random.key(0), state, z[None], None)[0])
+    def draw(state: PyTree, z: Array) -> tuple[Array, Array]:
+        def one(z: Array) -> tuple[Array, Array]:
+            image = made.generate(jax.random.key(0), state, z[None], None)[0]
+            # To be asked here: of NaN the levels are 0, as of a black pixel.
+            return to_levels(image), jnp.isfinite(image).all()
 
-        return jax.lax.map(one, z, batch_size=250)
+        return map_rows(one, z)
 
     def judge(key: Array, state: PyTree, images: np.ndarray) -> dict[str, float]:
         z = jax.random.normal(key, (len(images), num_latent))
-        features = [look(by, np.asarray(x))[0] for x in (images, draw(state, z))]
+        samples, finite = map(np.asarray, draw(state, z))
+        if not finite.all():
+            return {"frechet_distance": math.nan}
+        features = [look(by, x)[0] for x in (images, samples)]
         return {"frechet_distance": float(frechet_distance(*features))}
 
     return Training(
         lambda key: made.init(key, jnp.zeros((2, *shape)), None),
         lambda key, state, x: made.update(key, state, to_signs(x), None),
         judge,
-        draw,
+        lambda state, z: draw(state, z)[0],
         num_latent,
     )
 
@@ -145,9 +151,8 @@ class Step(NamedTuple):
     batch_size: int
 
     def __call__(self, key: Array, images: Array, state: PyTree, step: Array):
-        key_order, key_step = jax.random.split(key)
-        index = batch_indices(key_order, step, len(images), self.batch_size)
-        return self.update(jax.random.fold_in(key_step, step), state, images[index])
+        key_step, index = batch_of_step(key, step, len(images), self.batch_size)
+        return self.update(key_step, state, images[index])
 
 
 def fit(
@@ -190,8 +195,6 @@ def learner(
       batch_size: images a step.
     """
     train, valid = parts["train"].images, parts["valid"].images
-    # Whole batches of those that judge: what is left would be a program of its own.
-    valid = valid[: len(valid) // 250 * 250 or None]
     sizes = jax.jit(partial(space.sizes, image_shape=train.shape[1:]))
 
     def learn(key: Array, arch: np.ndarray, epochs: int) -> dict[str, float]:
