@@ -1,5 +1,6 @@
 """What experiments have in common that train candidates of a space for real."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, inf
@@ -233,9 +234,20 @@ def search_candidates(
 
 
 def value_of(log: Log, arch: np.ndarray, name: str) -> float:
-    """The best value of a metric of an architecture, at its largest budget."""
-    found_by = (log.proposal.arch == np.asarray(arch)).all(-1) * log.proposal.budget
-    return float(log.feedback.metrics[name][found_by == found_by.max()].max())
+    """A metric of an architecture where its fitness was best, at its largest budget.
+
+    NaN where no training of it came to a finite fitness.
+    """
+    fitness, budget = (
+        np.asarray(x) for x in (log.feedback.fitness, log.proposal.budget)
+    )
+    usable = (np.asarray(log.proposal.arch) == np.asarray(arch)).all(-1)
+    usable &= (budget > 0) & np.isfinite(fitness)
+    if not usable.any():
+        return math.nan
+    usable &= budget == budget[usable].max()
+    best = np.where(usable, fitness, -inf).argmax()
+    return float(np.asarray(log.feedback.metrics[name]).flat[best])
 
 
 def cost_of(

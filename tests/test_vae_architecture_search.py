@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import importlib
 import math
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import running
@@ -13,7 +15,7 @@ from PIL import Image
 from running import EXPERIMENTS, assert_refused, read
 
 from jaxnas import data
-from jaxnas.base import InputError
+from jaxnas.base import Feedback, InputError, Log, Proposal
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.spaces.generative import generative
 
@@ -109,7 +111,7 @@ def test_gan_is_searched_by_the_distance_of_its_samples(run, tmp_path):
     assert {path.name for path in folder.iterdir()} == files
     result, (row,) = read(folder, "result.json"), rows_of(folder, "candidates.csv")
     assert float(row["fitness"]) == -float(row["frechet_distance"]) < 0
-    assert result["extractor"] == "digits-cnn64-1ep"
+    assert result["extractor"] == "digits-2x2-cnn64-1ep"
     assert result["frechet_distance"] > result["frechet_distance_of_training_images"]
     space = generative((2, 2, 1), model="gan")
     arch = space.from_string(row["architecture"])
@@ -153,6 +155,43 @@ def test_every_number_is_checked(experiment):
                 flag = f"--{field.name.replace('_', '-')} "
                 with pytest.raises(InputError, match=flag):
                     experiment.check(config, digits)
+
+
+def test_samples_that_are_not_finite_are_not_judged(experiment, monkeypatch):
+    """Their levels would be those of black images."""
+    del experiment
+    candidates = importlib.import_module("generative_candidates")
+    monkeypatch.setattr(
+        candidates, "look", lambda by, x: (np.float32(x).reshape(len(x), -1), None)
+    )
+    digits, space = (
+        data.load("digits", image_size=2),
+        generative((2, 2, 1), model="gan"),
+    )
+    arch = np.zeros(len(space.num_choices), np.int32)
+    training = candidates.adversaries(space.network(arch), digits, 1e-3, None)
+    state = training.init(jax.random.key(0))
+    images = digits.test_images[:9]
+    key = jax.random.key(1)
+    assert training.judge(key, state, images)["frechet_distance"] > 0
+    params = jax.tree.map(lambda x: x * np.nan, state.generator.params)
+    state = state._replace(generator=state.generator._replace(params=params))
+    assert math.isnan(training.judge(key, state, images)["frechet_distance"])
+
+
+def test_value_is_that_of_the_best_training(experiment):
+    """Of the largest budget; what diverged or was trained for less says nothing."""
+    arch = np.array([[[1, 2], [1, 2]], [[1, 2], [1, 2]], [[0, 2], [1, 2]]])
+    budget = np.array([[9, 9], [9, 3], [9, 9]])
+    distance = np.array([[5.0, 4.0], [np.nan, 1.0], [2.0, 6.0]])
+    fitness = np.where(np.isfinite(distance), -distance, -np.inf)
+    metrics = {"frechet_distance": distance, "parameters": 10 * distance}
+    feedback = Feedback(fitness, budget, budget * 0, metrics)
+    log = Log(Proposal(arch, budget, None), feedback)
+    found = partial(experiment.value_of, log, np.array([1, 2]))
+    assert (found("frechet_distance"), found("parameters")) == (4.0, 40.0)
+    nobody = experiment.value_of(log, np.array([3, 3]), "parameters")
+    assert math.isnan(nobody)
 
 
 def test_training_draws_every_image_once_an_epoch(experiment):
