@@ -14,7 +14,7 @@ from retraining import draw_curves, prepare, train_network
 from search_results import FAILURES, draw_search, note_failure, write_candidates
 
 from jaxnas import cli, data, runs
-from jaxnas.base import Evaluator, InputError, Log, SearchSpace, Strategy
+from jaxnas.base import Evaluator, InputError, Log, PyTree, SearchSpace, Strategy
 from jaxnas.evaluators.memory import largest_group
 from jaxnas.evaluators.objectives import Cost, latency, size_costs
 from jaxnas.evaluators.population import population
@@ -183,7 +183,7 @@ def search_candidates(
     evaluator: Evaluator,
     num_steps: int,
     label: str,
-) -> tuple[np.ndarray, Log]:
+) -> tuple[PyTree, np.ndarray, Log]:
     """Searches in the phase "searching", writes the candidates and draws them.
 
     Args:
@@ -194,7 +194,7 @@ def search_candidates(
       label: of the fitness, in the picture.
 
     Returns:
-      int32[D], what the strategy recommends, and the log.
+      The strategy's last state, int32[D], what it recommends, and the log.
 
     Raises:
       InputError: all candidates failed.
@@ -230,7 +230,7 @@ def search_candidates(
             "expected a candidate that can be trained, but all failed: see "
             f"{run.path('candidates.csv')}, and try another --learning-rate"
         )
-    return strategy.recommend(state, log), log
+    return state, strategy.recommend(state, log), log
 
 
 def value_of(log: Log, arch: np.ndarray, name: str) -> float:

@@ -1,7 +1,7 @@
 """What searches by generators have in common: on a table, and for real."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -30,6 +30,8 @@ from jaxnas.base import (
     Evaluator,
     Generator,
     History,
+    InputError,
+    PyTree,
     SearchSpace,
     Strategy,
 )
@@ -128,18 +130,20 @@ def on_table(config: Any, method: Method) -> tuple[Any, Work]:
         signal: tabular(space, table, dataset, signal=signal) for signal in signals
     }
     made = method.generator(space)
-    strategies = {method.name: method.strategy(space, made, config.queries)}
+    config = replace(config, qualities=known_to(method, config.qualities))
+    strategies = {method.name: method.strategy(space, made, in_steps(config))}
     strategies |= baselines(config, space)
+    judges = {method.name: partial(judge, config, space, made)}
 
     def work(run: runs.Run) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for signal, evaluator in evaluators.items():
             for name, strategy in strategies.items():
-                one = partial(search_seeds, config, name, strategy, evaluator)
+                given = config, name, strategy, evaluator, judges.get(name)
+                one = partial(search_seeds, *given)
                 found.setdefault(signal, {})[name] = run.once(f"{signal}_{name}", one)
-            draw(run, table, dataset, signal, found[signal])
-        told = found[signals[0]][method.name]["told"]
-        own = partial(judge, config, space, made, told)
+            best = float(np.max(evaluator.data.test))
+            draw(run, f"{table.name}, {dataset}, {signal}", signal, best, found[signal])
         return {
             "benchmark": table.name,
             "source": table.source,
@@ -148,7 +152,7 @@ def on_table(config: Any, method: Method) -> tuple[Any, Work]:
             "seeds": config.seeds,
             "queries": config.queries,
             "method": method.name,
-            **run.once("generator", own),
+            **found[signals[0]][method.name]["generator"],
             "incumbent_test_accuracy": {
                 signal: {name: row["accuracy"] for name, row in rows.items()}
                 for signal, rows in found.items()
@@ -159,18 +163,23 @@ def on_table(config: Any, method: Method) -> tuple[Any, Work]:
             "seconds": {
                 name: row["seconds"]["whole"] for name, row in found[signals[0]].items()
             },
-            "best_test_accuracy": float(np.max(evaluators[signals[0]].data.test)),
+            "best_test_accuracy": best,
             "qualities": qualities(config, method, run),
         }
 
     return config, work
 
 
+def in_steps(config: Any) -> int:
+    """The evaluations of as many whole steps as the queries take."""
+    return -(-config.queries // config.batch) * config.batch
+
+
 def baselines(config: Any, space: SearchSpace) -> dict[str, Strategy]:
     """What others do with as many queries, by settings that suit a few hundred."""
     size = min(30, config.queries)
     model = refitted("gp", space)
-    batch = {"batch_size": config.batch, "num_queries": config.queries}
+    batch = {"batch_size": config.batch, "num_queries": in_steps(config)}
     return {
         "bayesian_optimization": bayesian_optimization(space, model, **batch),
         "regularized_evolution": regularized_evolution(
@@ -181,12 +190,26 @@ def baselines(config: Any, space: SearchSpace) -> dict[str, Strategy]:
 
 
 def search_seeds(
-    config: Any, name: str, strategy: Strategy, evaluator: Evaluator
+    config: Any,
+    name: str,
+    strategy: Strategy,
+    evaluator: Evaluator,
+    judged: Callable[[PyTree, np.ndarray], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Searches with all seeds, each core one after the other; times it by its parts."""
+    """Searches with all seeds, each core one after the other; times it by its parts.
+
+    Args:
+      config: of the run.
+      name: of the strategy.
+      strategy: what searches.
+      evaluator: of the table.
+      judged: says of the generator of the first seed, once it has searched, and of
+        what it asked for, how good it is; None: there is no generator.
+    """
     print(f"{name}  searching", flush=True)
     key = jax.random.key(config.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(config.seeds))
+    keys, keys_init = jax.vmap(jax.random.split)(keys).T
     size = jax.eval_shape(lambda k: strategy.ask(k, 0, strategy.init(k)), key)
     steps = -(-config.queries // size.budget.size)
     seconds = dict.fromkeys(("pretraining", "searching", "compiling"), 0.0)
@@ -194,7 +217,8 @@ def search_seeds(
     def one(data, given):
         key, state = given
         given = strategy, evaluator._replace(data=data), steps
-        return search(jax.random.fold_in(key, 1), *given, initial=(state, None))[1]
+        (state, _), log = search(key, *given, initial=(state, None))
+        return log, state.model.generator if judged else ()
 
     def timed(part, function, *args):
         """Of networks as small as these a core computes one seed's the fastest."""
@@ -212,13 +236,15 @@ def search_seeds(
     alike = jnp.ones(config.seeds)
     data = jax.tree.map(jnp.asarray, evaluator.data)
     begin = partial(timed, "pretraining", lambda _, key: strategy.init(key))
-    log = timed("searching", one, data, (keys, begin((), keys, alike)), alike)
+    states = begin((), keys_init, alike)
+    log, fitted = timed("searching", one, data, (keys, states), alike)
     log = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1), log)
     curves = follow(log)
     points = [q for q in POINTS if q < config.queries] + [config.queries]
     found = accuracy_at(curves, curves.query, points)
     every = accuracy_at(curves, curves.query, np.arange(1, config.queries + 1))
     first = jax.tree.map(lambda x: x[:, 0].reshape(-1, *x.shape[3:]), log)
+    fitted = jax.tree.map(lambda x: x[0], fitted)
     return {
         "accuracy": {
             str(q): interval(column) for q, column in zip(points, found.T, strict=True)
@@ -227,21 +253,28 @@ def search_seeds(
         # Those of compiling are of all seeds together.
         "seconds": {**seconds, "whole": seconds["pretraining"] + seconds["searching"]},
         "told": {"arch": first.proposal.arch, "fitness": first.feedback.fitness},
+        "generator": judged(fitted, first.proposal.arch) if judged else None,
     }
 
 
 def judge(
-    config: Any, space: SearchSpace, made: Generator, told: Mapping[str, Any]
+    config: Any, space: SearchSpace, made: Generator, state: PyTree, asked: np.ndarray
 ) -> dict[str, Any]:
-    """How good a generator is that is fitted to what the first search was told."""
-    arch = jnp.asarray(np.array(told["arch"], np.int32))
-    fitness = jnp.asarray(np.array(told["fitness"], np.float32))
-    known = jnp.isfinite(fitness)
-    history = History(arch, jnp.where(known, fitness, 0.0), known)
-    key_init, key_fit, key = jax.random.split(jax.random.key(config.seed), 3)
-    state = jax.jit(made.init)(key_init, history)
-    state = jax.jit(made.fit)(key_fit, state, history)
-    return said(quality(key, space, made, state, arch, config.samples))
+    """How good a generator is that has searched; new is what was not asked for."""
+    key = jax.random.key(config.seed)
+    return said(quality(key, space, made, state, asked, config.samples))
+
+
+def known_to(method: Method, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which spaces the generator can be of; says why the others are left out."""
+    kept = []
+    for name in names:
+        try:
+            method.generator(SPACES[name]())
+            kept.append(name)
+        except InputError as error:
+            print(f"{name} is left out: {error}")
+    return tuple(kept)
 
 
 def qualities(config: Any, method: Method, run: runs.Run) -> dict[str, Any]:
@@ -280,30 +313,27 @@ def for_real(config: Any, method: Method) -> tuple[Any, Work]:
     check_training(config, dataset)
     space, size = make_space(config, dataset)
     made = method.generator(space)
-    strategy = method.strategy(space, made, config.queries)
+    config = replace(config, qualities=known_to(method, config.qualities))
+    strategy = method.strategy(space, made, in_steps(config))
     evaluator = make_evaluator(config, dataset, space, size)
 
     def work(run: runs.Run) -> dict[str, Any]:
-        steps = -(-config.queries // config.batch)
-        given = space, strategy, evaluator, steps, config.fitness
-        arch, log = search_candidates(config, run, *given)
-        asked = log.proposal.budget > 0
-        told = {
-            "arch": log.proposal.arch[asked],
-            "fitness": log.feedback.fitness[asked],
-        }
-        own = partial(judge, config, space, made, told)
+        queries = in_steps(config)
+        given = space, strategy, evaluator, queries // config.batch, config.fitness
+        state, arch, log = search_candidates(config, run, *given)
+        asked = log.proposal.arch.reshape(queries, -1)
+        own = partial(judge, config, space, made, state.model.generator, asked)
         trained = train_best(config, dataset, run, space, arch, size)
         best = {"mean": trained["test_accuracy"]}
         return {
             "dataset": dataset.name,
             "space": space.name,
-            "queries": config.queries,
+            "queries": queries,
             "method": method.name,
             "architecture": space.to_string(arch),
             **run.once("generator", own),
             "incumbent_test_accuracy": {
-                config.fitness: {method.name: {str(config.queries): best}}
+                config.fitness: {method.name: {str(queries): best}}
             },
             **trained,
             "qualities": qualities(config, method, run),

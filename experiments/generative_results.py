@@ -9,7 +9,6 @@ import rich.console
 import rich.table
 
 from jaxnas import plots, runs
-from jaxnas.base import Table
 from jaxnas.generation import Quality
 from jaxnas.incumbents import bootstrap
 
@@ -40,16 +39,13 @@ def said(found: Quality) -> dict[str, Any]:
 
 
 def draw(
-    run: runs.Run, table: Table, dataset: str, signal: str, rows: Mapping[str, Any]
+    run: runs.Run, title: str, signal: str, best: float, rows: Mapping[str, Any]
 ) -> None:
     """Draws the regret over the queries."""
-    tests = [name for name in table.columns if name.startswith("test_acc")]
-    best = float(np.max(table.columns[tests[-1]][:, table.datasets.index(dataset)]))
     curves = {}
     for name, row in rows.items():
-        every = np.array(row["every"], float)
-        curves[name] = np.arange(1, every.shape[1] + 1), np.maximum(best - every, 0)
-    title = f"{table.name}, {dataset}, {signal}"
+        regret = best - np.array(row["every"], np.float32).astype(float)
+        curves[name] = np.arange(1, regret.shape[1] + 1), regret
     label = "mean regret of the test accuracy (points)"
     figure = plots.plot_regret(curves, ylabel=label, title=title)
     plots.save(figure, run.path(f"regret_{signal}.png"))

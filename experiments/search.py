@@ -112,7 +112,7 @@ def work(
     num_steps: int,
 ) -> dict[str, Any]:
     """Searches, draws and trains; returns what result.json says of it."""
-    arch, log = search_candidates(
+    _, arch, log = search_candidates(
         config, run, space, strategy, evaluator, num_steps, config.fitness
     )
     if log.feedback.objectives is not None:

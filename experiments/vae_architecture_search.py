@@ -157,7 +157,7 @@ def work(
         extractor = train_extractor(run, dataset, epochs, config.chunk)
     make = partial(training_of, config, dataset, model, extractor)
     evaluator = make_evaluator(config, dataset, space, model, make)
-    arch, log = search_candidates(
+    _, arch, log = search_candidates(
         config, run, space, strategy, evaluator, num_steps, model.label
     )
     training, state = train_best(config, dataset, run, space, arch, model, make)

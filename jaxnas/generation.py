@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import Array, Generator, InputError, PyTree, SearchSpace
@@ -60,13 +61,15 @@ def draw_architectures(
 class Quality(NamedTuple):
     """How good samples are, as fractions in [0, 1]; NaN where there is nothing to say.
 
-    As of D-VAE (Zhang et al. 2019, arXiv:1904.11088).
+    What the literature since D-VAE counts (Zhang et al. 2019, arXiv:1904.11088).
+    Samples are the same if all their decisions are; an architecture is reconstructed if
+    what comes back, decoded at the mean of its latent, is isomorphic.
     """
 
-    validity: float  # of the samples as they come
+    validity: float  # of the samples as they come, not repaired
     uniqueness: float  # different ones of the valid; 1: all are different
-    novelty: float  # of the different valid ones, those that were not learnt from
-    reconstruction: float  # of architectures: the same after encoding and decoding
+    novelty: float  # of the different valid ones, those that are not known
+    reconstruction: float  # of architectures drawn from the space
     collapsed: bool  # all samples are one
 
 
@@ -75,23 +78,24 @@ def quality(
     space: SearchSpace,
     generator: Generator,
     state: PyTree,
-    learnt: Array | np.ndarray,
+    known: Array | np.ndarray,
     num: int = 10_000,
     num_reconstructed: int = 1000,
 ) -> Quality:
-    """Measures a generator; isomorphic samples are different ones here.
+    """Measures a generator.
 
     Args:
       key: PRNG key.
       space: of the architectures.
       generator: what is measured.
       state: of the generator, fitted.
-      learnt: int32[N, D], what it has learnt from; N may be 0.
+      known: int32[N, D], what is not new, such as what it has learnt from; N may be 0.
       num: samples.
       num_reconstructed: architectures that are drawn from the space, and encoded.
 
     Raises:
-      InputError: the numbers are below 1, or the generator is of another space.
+      InputError: the numbers are below 1, or the generator is of another space or was
+        not fitted.
     """
     expect_of(space, generator)
     if min(num, num_reconstructed) < 1:
@@ -100,6 +104,7 @@ def quality(
             "for more"
         )
     key_z, key_draw, key_space = jax.random.split(key, 3)
+    generator.decode(state, jnp.zeros((1, generator.num_latent)))  # refuses here
 
     @jax.jit
     def draw(state):
@@ -118,8 +123,7 @@ def quality(
 
     choices, valid = map(np.asarray, draw(state))
     different = set(map(bytes, choices[valid]))
-    known = set(map(bytes, np.asarray(learnt, np.int32)))
-    new = len(different - known)
+    new = len(different - set(map(bytes, np.asarray(known, np.int32))))
     return Quality(
         float(valid.mean()),
         len(different) / int(valid.sum()) if valid.any() else float("nan"),

@@ -13,7 +13,7 @@ from jaxnas.generation import draw_architectures, quality
 from jaxnas.generators import GENERATORS
 from jaxnas.generators.arch_gan import arch_gan
 from jaxnas.generators.arch_vae import ENCODERS, arch_vae
-from jaxnas.generators.examples import draw_told, rank_weights
+from jaxnas.generators.examples import draw_told, learn, rank_weights
 from jaxnas.metrics import kendall_tau
 from jaxnas.nn.architectures import KINDS, Reader, Writer, straight_through
 from jaxnas.spaces import SPACES
@@ -142,6 +142,28 @@ def test_predictor_ranks_what_it_has_not_seen():
     arch = jax.vmap(space.sample)(jax.random.split(jax.random.key(9), 200))
     said = made.predict(state, made.encode(state, arch))
     assert kendall_tau(said, (arch == 3).sum(1)) > 0.6
+
+
+def test_equal_architectures_have_equal_scores():
+    space, made, state = fitted_vae("sequence")
+    arch = jnp.tile(space.sample(KEY)[None], (3, 1))
+    assert np.ptp(made.score(state, arch)) < 1e-4
+
+
+def test_generator_that_was_not_fitted_is_not_judged(tiny_space):
+    made = arch_gan(tiny_space, num_pretrain=0, width=4)
+    state = made.init(KEY, history_of(every_of(tiny_space), [0.0] * 24))
+    with pytest.raises(InputError, match="expected a generator that was fitted"):
+        quality(KEY, tiny_space, made, state, np.zeros((0, 3)))
+
+
+def test_what_is_not_finite_is_not_learnt():
+    def update(key, state, batch):
+        return state * jnp.where(batch > 0, jnp.inf, 2.0), {}
+
+    start = jnp.ones(3)
+    found = [learn(KEY, start, update, lambda key, x=x: x, 3) for x in (0, 1)]
+    np.testing.assert_array_equal(found, [[8.0] * 3, [1.0] * 3])
 
 
 def test_score_of_an_autoencoder_is_a_bound_of_a_probability():

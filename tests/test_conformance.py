@@ -13,9 +13,18 @@ import numpy as np
 import pytest
 from trees import assert_trees_equal, to_numpy
 
-from jaxnas.base import ABSENT, OK, Evaluator, Feedback, SearchSpace, Strategy
+from jaxnas.base import (
+    ABSENT,
+    OK,
+    Evaluator,
+    Feedback,
+    Generator,
+    InputError,
+    SearchSpace,
+    Strategy,
+)
 from jaxnas.checkpoint import Checkpoints
-from jaxnas.generators.arch_vae import arch_vae
+from jaxnas.generators import GENERATORS
 from jaxnas.search import chunked_scan, host_scan, search
 from jaxnas.spaces import SPACES
 from jaxnas.strategies import (
@@ -103,6 +112,18 @@ class Members(NamedTuple):
     traced: list[str]  # what was traced, in order
 
 
+def generator_for(name: str, space: SearchSpace) -> Generator:
+    """The first of all generators that a strategy takes."""
+    for make in GENERATORS.values():
+        made = make(space, width=8, num_pretrain=2, num_updates=1)
+        try:
+            STRATEGIES[name](space, made)
+        except InputError:
+            continue
+        return made
+    raise AssertionError(f"no generator is one for {name}")
+
+
 @functools.cache
 def members(space_name: str, name: str) -> Members:
     space = SPACES[space_name]()
@@ -112,7 +133,7 @@ def members(space_name: str, name: str) -> Members:
     if name in NEED_SURROGATE:
         given = space, model
     elif name in NEED_GENERATOR:
-        given = space, arch_vae(space, width=8, num_pretrain=2, num_updates=1)
+        given = space, generator_for(name, space)
     strategy, traced = STRATEGIES[name](*given), []
 
     def ask(*args):

@@ -82,6 +82,8 @@ def test_bad_arguments_are_one_line():
         latent_search(SPACE, made, moves="jump")
     with pytest.raises(InputError, match="expected a surrogate of latents for bayes"):
         latent_search(SPACE, made, moves="bayesian")
+    with pytest.raises(InputError, match="expected no surrogate for the moves prior"):
+        latent_search(SPACE, made, gp(SPACE, encoding="latent"), moves="prior")
     with pytest.raises(InputError, match="expected a generator with an encoder"):
         latent_search(SPACE, other)
     for strategy in (gan_search, latent_search):

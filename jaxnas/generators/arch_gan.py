@@ -74,6 +74,7 @@ def arch_gan(
     expect(1, num_latent=num_latent, width=width, layers=layers, batch_size=batch_size)
     expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
     expect(1e-6, temperature=temperature, sharpness=sharpness)
+    expect(0, learning_rate=learning_rate)
     check_kind(network)
     grid, choices = layout(space, encoding), space.num_choices
     player = ArchitectureGenerator(

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from jaxnas.base import Array, Generator, Graph, History, InputError, SearchSpace
 from jaxnas.checks import expect
-from jaxnas.encoding import graphs_of, layout, one_hot
+from jaxnas.encoding import graphs_of, is_choice, layout, one_hot
 from jaxnas.generators.examples import (
     draw_any,
     draw_told,
@@ -109,8 +109,8 @@ def arch_vae(
       targets: of `TARGETS`, what the predictor learns.
       sharpness: see `examples.rank_weights`.
       num_pretrain: updates on architectures drawn from the space, by `init`.
-      num_updates: in each `fit`, half of each batch from the history.
-      batch_size: architectures of an update, an even number.
+      num_updates: in each `fit`, which goes on from the last.
+      batch_size: architectures of an update, the half of them from the history.
       learning_rate: of Adam.
 
     Raises:
@@ -119,6 +119,7 @@ def arch_vae(
     """
     expect(1, num_latent=num_latent, width=width, layers=layers)
     expect(2, batch_size=batch_size)
+    expect(0, learning_rate=learning_rate)
     expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
     expect(1e-6, sharpness=sharpness)
     check_kind(network)
@@ -144,7 +145,7 @@ def arch_vae(
         beta=beta,
         predictor_weight=predictor_weight,
     )
-    half = batch_size // 2
+    num_told, num_any = batch_size // 2, -(-batch_size // 2)
 
     def encoded(arch: Array) -> Architectures:
         weights = jax.vmap(lambda one: one_hot(one, choices))(arch)
@@ -172,12 +173,12 @@ def arch_vae(
 
         def draw(key):
             key_told, key_any = jax.random.split(key)
-            place = draw_told(key_told, history, weights, half)
-            some = draw_any(key_any, space, half)
-            told = jnp.where(history.known.any(), history.arch[place], some)
+            place = draw_told(key_told, history, weights, num_told)
+            some = draw_any(key_any, space, num_any)
+            told = jnp.where(history.known.any(), history.arch[place], some[:num_told])
             arch = jnp.concatenate([told, some])
-            known = jnp.concatenate([history.known[place], jnp.zeros(half, bool)])
-            target = jnp.concatenate([y[place], jnp.zeros(half)])
+            known = jnp.pad(history.known[place], (0, num_any))
+            target = jnp.pad(y[place], (0, num_any))
             return Examples(encoded(arch), None, target, known.astype(jnp.float32))
 
         training = learn(key, state.training, made.update, draw, num_updates)
@@ -191,9 +192,12 @@ def arch_vae(
         return made.encode(state.training, encoded(arch), None)[0]
 
     def score(state: ArchVaeState, arch: Array) -> Array:
-        # Of the same noise for all, or else it would choose.
-        key = jax.random.key(0)
-        return made.bound(key, state.training, encoded(arch), None)[0]
+        # Of the same noise for each, or else it would choose.
+        def one(arch):
+            x = encoded(arch[None])
+            return made.bound(jax.random.key(0), state.training, x, None)[0][0]
+
+        return jax.vmap(one)(arch)
 
     def predict(state: ArchVaeState, z: Array) -> Array:
         return to_fitness(state.scale, made.predict(state.training, z))
@@ -203,5 +207,4 @@ def arch_vae(
 
 def _masked(logits: Array, num_choices: tuple[int, ...]) -> Array:
     """Logits float32[N, D, K], very low where there is no such choice."""
-    exists = jnp.arange(max(num_choices))[None] < jnp.array(num_choices)[:, None]
-    return jnp.where(exists[None], logits, -1e9)
+    return jnp.where(is_choice(num_choices)[None], logits, -1e9)

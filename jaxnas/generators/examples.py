@@ -63,6 +63,8 @@ def learn(
 ) -> PyTree:
     """Updates a state so many times, each on a batch of its own.
 
+    Where that ends with what is not finite, the state stays as it was.
+
     Args:
       key: PRNG key.
       state: what is trained.
@@ -78,4 +80,7 @@ def learn(
         key_draw, key_update = jax.random.split(jax.random.fold_in(key, i))
         return update(key_update, state, draw(key_draw))[0]
 
-    return lax.fori_loop(0, count, one, state)
+    learnt = lax.fori_loop(0, count, one, state)
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(learnt)]
+    kept = jnp.stack(finite).all()
+    return jax.tree.map(lambda new, old: jnp.where(kept, new, old), learnt, state)

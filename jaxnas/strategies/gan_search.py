@@ -35,7 +35,6 @@ class GanSearchState(NamedTuple):
 
     generator: PyTree
     surrogate: PyTree  # () without
-    mean: Array  # float32[L], of the latents that reinforcement learns to draw
 
 
 def gan_search(
@@ -92,9 +91,8 @@ def gan_search(
     def init_model(key: Array, memory: Memory) -> GanSearchState:
         key_generator, key_surrogate = jax.random.split(key)
         model = surrogate.init(key_surrogate, memory.history) if surrogate else ()
-        mean = jnp.zeros(generator.num_latent)
         state = generator.init(key_generator, memory.history)
-        return GanSearchState(state, model, mean)
+        return GanSearchState(state, model)
 
     def generate(key: Array, state: PyTree, z: Array) -> Array:
         return repair(space, draw_choices(key, space, generator, state, z))
@@ -129,18 +127,18 @@ def gan_search(
             reward = (reward - reward.mean()) / (reward.std() + 1e-6)
             return mean + policy_rate * jnp.mean(reward[:, None] * noise, 0)
 
-        return lax.fori_loop(0, num_policy_updates, one, model.mean)
+        return lax.fori_loop(0, num_policy_updates, one, jnp.zeros(shape[1]))
 
     def think(key: Array, model: GanSearchState, memory: Memory) -> Thought:
         keys = jax.random.split(key, 7)
         fitted = generator.fit(keys[0], model.generator, memory.history)
-        model = model._replace(generator=fitted, mean=jnp.zeros_like(model.mean))
+        model = model._replace(generator=fitted)
         if surrogate:
             told = surrogate.fit(keys[1], model.surrogate, memory.history)
             model = model._replace(surrogate=told)
+        z = jax.random.normal(keys[3], shape)
         if chooser == "reinforcement":
-            model = model._replace(mean=reinforce(keys[2], model, memory))
-        z = model.mean[None] + jax.random.normal(keys[3], shape)
+            z += reinforce(keys[2], model, memory)[None]
         arch = generate(keys[4], fitted, z)
         if chooser == "evolution":
             arch = breed(keys[5], memory, arch)

@@ -58,10 +58,10 @@ def latent_search(
     """Makes the strategy.
 
     Moves: `prior` draws latents from the prior, and those are evaluated of which the
-    generator's predictor thinks best. `gradient` ascends the predictor from half of
-    them and from around the best so far. `bayesian` lets an acquisition of the
-    surrogate choose, out of the prior and around the best so far. Every candidate is
-    judged where it is encoded itself.
+    generator's predictor thinks best. `gradient` ascends the predictor, from half of
+    the candidates: draws of the prior, and what lies around the best so far. `bayesian`
+    lets an acquisition of the surrogate choose, out of the prior and around the best so
+    far. Every candidate is judged where it is encoded itself.
 
     Args:
       space: what is searched.
@@ -74,7 +74,7 @@ def latent_search(
       num_candidates: M, of a step.
       num_parents: how many of the best there are candidates around.
       num_ascents: steps of `gradient`.
-      ascent: length of each, in deviations of the prior.
+      ascent: length of each, as a part of how long a draw of the prior is.
       batch_size: B, architectures a step.
       num_queries: the last so many evaluations are remembered.
       budget: of each evaluation, in epochs; a whole one by default.
@@ -105,8 +105,11 @@ def latent_search(
             'gp(space, encoding="latent"), or take other moves'
         )
     expect_of(space, generator)
-    if moves != "bayesian":
-        surrogate = None
+    if moves != "bayesian" and surrogate is not None:
+        raise InputError(
+            f"expected no surrogate for the moves {moves}, which ask the generator's "
+            "predictor, but got one: leave it out, or take bayesian"
+        )
     num_parents = min(num_parents, num_queries)
     half = num_candidates // 2
     size = generator.num_latent
