@@ -93,7 +93,10 @@ class Norm(nn.Module):
     def __call__(self, x, train):
         if self.kind == "batch":
             return nn.BatchNorm(not train, momentum=0.9)(x)
-        return nn.LayerNorm()(x) if self.kind == "layer" else x
+        # Of all numbers of an example (Ba et al. 2016), scaled by channel.
+        each = tuple(range(1, x.ndim))
+        norm = nn.LayerNorm(reduction_axes=each)
+        return norm(x) if self.kind == "layer" else x
 
 
 class Downward(nn.Module):
