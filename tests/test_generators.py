@@ -1,5 +1,6 @@
 """GANs and VAEs against closed forms, and what they learn of known distributions."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from jaxnas.nn.image import (
     Downward,
     GaussianEncoder,
     Halve,
+    Norm,
     Upward,
     sides,
 )
@@ -95,8 +97,8 @@ def test_losses_are_the_papers():
     expected = {
         "vanilla": (-jnp.log(p).mean() - jnp.log(1 - q).mean(), -jnp.log(q).mean()),
         "lsgan": (
-            ((real - 1) ** 2).mean() + (fake**2).mean(),
-            ((fake - 1) ** 2).mean(),
+            (((real - 1) ** 2).mean() + (fake**2).mean()) / 2,
+            ((fake - 1) ** 2).mean() / 2,
         ),
         "wgan": (fake.mean() - real.mean(), -fake.mean()),
     }
@@ -259,6 +261,73 @@ def test_spectral_normalisation_keeps_the_largest_singular_value_at_1():
     )
 
 
+def test_layer_norm_is_of_a_whole_image():
+    x = 3 + 2 * jnp.array(draw.normal(size=(2, 4, 3, 5)), jnp.float32)
+    x *= jnp.arange(1.0, 6)[None, None, None]
+    norm = Norm("layer")
+    out, variables = norm.init_with_output(jax.random.key(0), x, True)
+    each = x.reshape(2, -1)
+    apart = each - each.mean(1, keepdims=True)
+    expected = apart / each.std(1, keepdims=True)
+    np.testing.assert_allclose(out.reshape(2, -1), expected, atol=1e-4)
+    assert {leaf.shape for leaf in jax.tree.leaves(variables)} == {(5,)}
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_updates_of_images_stay_finite_and_in_bounds(loss, spectral):
+    norm = "layer" if loss == "wgan_gp" else "batch"
+    widths = (4,) if spectral else (4, 4)  # the first stage has no norm
+    trunk = Downward(widths, norm="none" if spectral else norm, spectral=spectral)
+    made = gan(
+        Upward((8, 8, 1), (4,)),
+        Discriminator(trunk),
+        loss,
+        optax.adam(1e-5, b1=0.5),
+        num_latent=3,
+    )
+    x = jnp.array(draw.uniform(-1, 1, size=(4, 8, 8, 1)), jnp.float32)
+    state = made.init(jax.random.key(0), x, None)
+    update = jax.jit(made.update)
+    for key in jax.random.split(jax.random.key(1), 60 if spectral else 3):
+        state, metrics = update(key, state, x, None)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
+    params = state.discriminator.params
+    if loss == "wgan":
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(params)) <= 0.0101
+    if spectral:
+        kernels = {k: v for k, v in traversed(params).items() if "kernel" in k}
+        for name, sigma in traversed(state.discriminator.batch_stats).items():
+            if "sigma" in name:
+                (kernel,) = (v for k, v in kernels.items() if layer(k) == layer(name))
+                flat = kernel.reshape(-1, kernel.shape[-1]) / sigma
+                assert np.linalg.norm(flat, 2) <= 1.05
+
+
+def layer(path):
+    """The layer that a leaf is of, by its path."""
+    return re.search(r"(Halve|Dense)_\d", path)[0]
+
+
+def test_real_and_generated_examples_meet_the_same_weights():
+    """The power iteration moves once an update; statistics of batches move twice."""
+    x = jnp.array(draw.normal(size=(4, 8, 8, 1)), jnp.float32)
+    trunk = Downward((4, 4), norm="batch", spectral=True)
+    network = Discriminator(trunk)
+    made = gan(Upward((8, 8, 1), (4,)), network, "wgan", optax.sgd(0.0), num_latent=3)
+    state = made.init(jax.random.key(0), x, None)
+    before = state.discriminator
+    state, metrics = jax.jit(made.update)(jax.random.key(1), state, x, None)
+    first = {"params": before.params, "batch_stats": before.batch_stats}
+    apply = partial(network.apply, train=True, mutable=["batch_stats"])
+    outputs, once = jax.jit(apply)(first, x)
+    assert metrics["real"] == pytest.approx(float(outputs.mean()), rel=1e-4)
+    after = traversed(state.discriminator.batch_stats)
+    for name, leaf in traversed(once["batch_stats"]).items():
+        same = np.allclose(after[name], leaf, atol=1e-6)
+        assert same != ("mean" in name or "var" in name), name
+
+
 def traversed(tree):
     return {
         jax.tree_util.keystr(path): leaf
@@ -287,5 +356,19 @@ def test_bad_arguments_are_one_line():
         make("vanilla", num_latent=0)
     with pytest.raises(InputError, match="expected a loss of vanilla, lsgan"):
         make("hinge", num_latent=1)
+    made = make("vanilla", num_latent=1, critic_steps=2)
+    state = made.init(jax.random.key(0), jnp.zeros((4, 1)))
+    for size in (0, 1, 3):
+        with pytest.raises(InputError, match=f"a multiple of 2 .* but got {size}"):
+            jax.eval_shape(made.update, jax.random.key(0), state, jnp.zeros((size, 1)))
+    made = gan(
+        Upward((8, 8, 1), (4,)),
+        Discriminator(Downward((4, 4))),
+        "wgan_gp",
+        optax.adam(1e-3),
+        num_latent=1,
+    )
+    with pytest.raises(InputError, match="without batch norm for wgan_gp"):
+        made.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
     with pytest.raises(InputError, match="expected beta of 0 or more"):
         vae(Autoencoder(Linear(1), LinearDecoder(1)), bernoulli, None, beta=-1)

@@ -30,7 +30,7 @@ def _vanilla(real: Array, fake: Array) -> Array:
 
 
 def _least_squares(real: Array, fake: Array) -> Array:
-    return jnp.square(real - 1).mean() + jnp.square(fake).mean()
+    return (jnp.square(real - 1).mean() + jnp.square(fake).mean()) / 2
 
 
 def _wasserstein(real: Array, fake: Array) -> Array:
@@ -39,7 +39,9 @@ def _wasserstein(real: Array, fake: Array) -> Array:
 
 LOSSES = {
     "vanilla": AdversarialLoss(_vanilla, lambda fake: jax.nn.softplus(-fake).mean()),
-    "lsgan": AdversarialLoss(_least_squares, lambda fake: jnp.square(fake - 1).mean()),
+    "lsgan": AdversarialLoss(
+        _least_squares, lambda fake: jnp.square(fake - 1).mean() / 2
+    ),
     "wgan": AdversarialLoss(_wasserstein, lambda fake: -fake.mean(), clip=0.01),
     "wgan_gp": AdversarialLoss(_wasserstein, lambda fake: -fake.mean(), penalty=10.0),
 }
@@ -99,7 +101,9 @@ def gan(
       tx_discriminator: that of the discriminator, where it is another.
 
     Raises:
-      InputError: a number is too small, or there is no such loss.
+      InputError: a number is too small, or there is no such loss; by `init`, the loss
+        has a penalty and the discriminator batch norm; by `update`, as it is traced,
+        the examples are no multiple of critic_steps.
     """
     expect(1, num_latent=num_latent, critic_steps=critic_steps)
     if loss not in LOSSES:
@@ -130,13 +134,14 @@ def gan(
             own = {"params": params, "batch_stats": batch_stats}
             return _apply(discriminator, own, x, condition)
 
-        of_real, batch_stats = judge(real, batch_stats)
-        of_fake, batch_stats = judge(fake, batch_stats)
+        first = batch_stats
+        of_real, batch_stats = judge(real, first)
+        # Batch norms go on from the real ones; the weights are the same for both.
+        first = _carried(first, batch_stats)
+        of_fake, batch_stats = judge(fake, first)
         total = chosen.discriminator(of_real, of_fake)
         if chosen.penalty:
-            slope = gradient_penalty(
-                lambda x: judge(x, batch_stats)[0], key, real, fake
-            )
+            slope = gradient_penalty(lambda x: judge(x, first)[0], key, real, fake)
             total += chosen.penalty * slope
         metrics = {"real": of_real.mean(), "fake": of_fake.mean()}
         return total, (batch_stats, metrics)
@@ -152,11 +157,24 @@ def gan(
         second = init_variables(
             discriminator, key_discriminator, x, condition, train=True
         )
+        leaves = jax.tree_util.tree_leaves_with_path(second.get("batch_stats", {}))
+        if chosen.penalty and any(_is_of_batch(path) for path, _ in leaves):
+            raise InputError(
+                f"expected a discriminator without batch norm for {loss}, which "
+                "penalises each example's own gradient, but got one with it: normalise "
+                "by layer or not at all"
+            )
         return GanState(init_state(first, tx), init_state(second, tx_discriminator))
 
     def update(key: Array, state: GanState, x: PyTree, condition: PyTree = None):
         player, critic = state
-        size = len(jax.tree.leaves(x)[0]) // critic_steps
+        count = len(jax.tree.leaves(x)[0])
+        size, left = divmod(count, critic_steps)
+        if left or not size:
+            raise InputError(
+                f"expected examples in a multiple of {critic_steps} (critic_steps), "
+                f"but got {count}: change the size of the batch"
+            )
         keys = jax.random.split(key, (critic_steps + 1, 3))
         metrics: dict[str, Array] = {}
         for i in range(critic_steps):
@@ -186,6 +204,21 @@ def gan(
 
 def _variables(state: TrainState) -> dict[str, PyTree]:
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _is_of_batch(path: tuple) -> bool:
+    """Whether a leaf of `batch_stats` is of a batch norm; others are of weights."""
+    return path[-1].key in ("mean", "var")
+
+
+def _carried(before: PyTree, after: PyTree) -> PyTree:
+    """The statistics before an example was seen, but for those of batch norms.
+
+    So that spectral norm, whose power iteration moves at each call, takes one step.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, old, new: new if _is_of_batch(path) else old, before, after
+    )
 
 
 def _part(i: int, size: int, tree: PyTree) -> PyTree:
