@@ -18,8 +18,9 @@ On MNIST, with two cores of an Intel Xeon that other work had half of:
 
 - `--preset paper`: 99.4 % of the samples are recognised as the label that they should
   have, and their Frechet distance from test images is 0.37, where training images have
-  0.36 (mnist-28x28-cnn64-3ep, of 99.2 % test accuracy; it took 2:30 minutes). The 8,000 steps
-  took 16 minutes, at 8 a second; with less beside them there were 25 a second.
+  0.36 (mnist-28x28-cnn64-3ep, of 99.2 % test accuracy; it took 2:30 minutes). The
+  8,000 steps took 16 minutes, at 8 a second; with less beside them there were 25 a
+  second.
 - `--preset quick --no-conditional`: all ten digits occur among 1,000 samples, and the
   Frechet distance is 28.9. The 1,500 steps took 1:33 minutes.
 """

@@ -164,7 +164,7 @@ def test_few_test_images_are_drawn_and_too_few_refused(image_vae, tmp_path):
     image_vae.draw(run, config, only(5), model, state, found)
     assert (tmp_path / "interpolation.png").exists()
     image_vae.check(config, only(4))
-    with pytest.raises(InputError, match="4 or more images .* but got 3"):
+    with pytest.raises(InputError, match=r"4 or more images .* but got 3"):
         image_vae.check(config, only(3))
 
 
