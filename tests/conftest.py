@@ -1,9 +1,6 @@
 """What every test runs under, and what several files of tests use."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -18,19 +15,6 @@ from jaxnas.base import SearchSpace
 # process whose flags it does not know: jaxlib 0.10.2 and 0.11.2 have both.
 LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
-
-# What one process has compiled, the others read: those of a run share a folder.
-CACHE = {
-    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR"),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-}
-if CACHE["jax_compilation_cache_dir"] is None:
-    CACHE["jax_compilation_cache_dir"] = tempfile.mkdtemp(prefix="jaxnas-tests-")
-    atexit.register(shutil.rmtree, CACHE["jax_compilation_cache_dir"], True)
-for name, value in CACHE.items():
-    os.environ[name.upper()] = str(value)
-    jax.config.update(name, value)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

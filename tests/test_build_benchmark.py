@@ -88,6 +88,7 @@ def accuracies(table) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in columns if "cost" not in name}
 
 
+@pytest.mark.slow
 def test_trains_for_real_and_writes_a_table_that_is_read_back(run, making, tmp_path):
     folder, output = tmp_path / "run", tmp_path / "mine.npz"
     flags = "--architectures", 2, "--seeds", 2, "--budgets", 1, 3, "--part", 2

@@ -167,6 +167,7 @@ def test_second_start_prints_the_finished_result(
     assert any(line.startswith("test accuracy") for line in out)
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
     for phase in ("searching", "retraining"):
         checkpoints = Checkpoints(tmp_path / "checkpoints" / phase)
@@ -200,6 +201,7 @@ def test_damaged_checkpoint_is_one_line_and_stays(whole, shared, tmp_path):
     assert after == before
 
 
+@pytest.mark.slow
 def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(shared, tmp_path):
     flags = ["--genotype", SIMPLE, "--learning-rate", "1e30", "--chunk", "1"]
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "retraining")

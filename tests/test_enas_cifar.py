@@ -134,6 +134,7 @@ def test_second_start_prints_the_finished_result(whole, run, enas_cifar, monkeyp
     assert any(line.startswith("test accuracy") for line in out)
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
     ranking = Checkpoints(tmp_path / "checkpoints" / "ranking")
     running.kill_at_checkpoint(start(shared, tmp_path), ranking)

@@ -53,7 +53,11 @@ def by_chance():
 
 
 @pytest.mark.parametrize(
-    ("chooser", "is_told"), [("evolution", False), ("reinforcement", True)]
+    ("chooser", "is_told"),
+    [
+        ("evolution", False),
+        pytest.param("reinforcement", True, marks=pytest.mark.slow),
+    ],
 )
 def test_gan_search_beats_chance(by_chance, chooser, is_told):
     made = arch_gan(SPACE, width=32, num_pretrain=0, num_updates=100)
@@ -64,7 +68,9 @@ def test_gan_search_beats_chance(by_chance, chooser, is_told):
     expect_no_repetition(log)
 
 
-@pytest.mark.parametrize("moves", ["gradient", "bayesian"])
+@pytest.mark.parametrize(
+    "moves", [pytest.param("gradient", marks=pytest.mark.slow), "bayesian"]
+)
 def test_latent_search_finds_the_best(moves):
     made = arch_vae(SPACE, width=32, num_pretrain=500, num_updates=30)
     model = gp(SPACE, encoding="latent", num_starts=1, num_updates=5)

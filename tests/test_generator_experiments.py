@@ -20,7 +20,10 @@ def experiments():
         yield {name: importlib.import_module(name) for name in SEARCHES}
 
 
-@pytest.fixture(scope="module", params=SEARCHES)
+@pytest.fixture(
+    scope="module",
+    params=["gan_search", pytest.param("vae_search", marks=pytest.mark.slow)],
+)
 def done(request, experiments, tmp_path_factory):
     """A run on a table: its name, its folder, and what it says when started again."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -84,6 +87,7 @@ def test_second_start_changes_nothing(done, run):
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_candidates_are_trained_for_real(run, tmp_path):
     flags = "--evaluator population --queries 10 --batch 5 --epochs 1 --batch-size 8"
     flags += " --final-epochs 1 --chunk 2 --samples 20 --surrogate none --qualities"

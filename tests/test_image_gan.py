@@ -86,6 +86,7 @@ def test_run_leaves_everything_in_its_folder(whole):
     assert result["collapsed"] == (result["spread_levels"] < 1)
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_the_uninterrupted_one(whole, run, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "training")
     process = running.start("image_gan.py", whole.parent, tmp_path, *TINY)

@@ -91,6 +91,7 @@ def test_run_leaves_everything_in_its_folder(whole):
     assert all(row["valid_bound"] for row in rows if row["phase"] != "classifier")
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_as_the_uninterrupted_one(
     whole, run, monkeypatch, tmp_path
 ):

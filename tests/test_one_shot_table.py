@@ -147,6 +147,7 @@ def test_other_tables_are_refused(load, shared, tmp_path, dataset):
         experiment.main(cli.parse(experiment.PRESETS, given.split()))
 
 
+@pytest.mark.slow
 def test_collapse_is_watched_and_guarded(shared, table, tmp_path):
     flags = f"{TINY} --curvature-every 1 --window 1 --threshold 1 --max-skips 0"
     given = "darts_collapse.py", shared, tmp_path / "run", "--benchmark", str(table)

@@ -134,6 +134,7 @@ def test_network_trains_for_20_steps_as_it_does_alone(place):
     assert_trained_alike(SPACE, kept.train, first, alone, arch)
 
 
+@pytest.mark.slow
 def test_network_of_blocks_trains_for_20_steps_as_it_does_alone():
     """Its batch norms are those of the network, not of a supernet that shares."""
     space, size = multi_branch(blocks=1, branches=2), {"channels": 4, "cells": 1}

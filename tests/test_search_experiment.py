@@ -209,6 +209,7 @@ def test_images_that_nobody_can_learn_from_are_one_line(run, tmp_path, what, say
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_where_all_diverge_what_was_tried_is_kept(run, images, tmp_path):
     folder = tmp_path / "run"
     wild = *TINY.split(), "--learning-rate", 1e30
@@ -220,6 +221,7 @@ def test_where_all_diverge_what_was_tried_is_kept(run, images, tmp_path):
         assert len(rows_of(folder / "candidates.csv")) == 6
 
 
+@pytest.mark.slow
 def test_two_objectives_leave_a_front(run, images, tmp_path):
     folder = tmp_path / "run"
     given = *TINY.split(), "--dataset", images, "--workdir", folder

@@ -110,6 +110,7 @@ def test_second_start_changes_nothing(done, run, tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_real_training_ends_with_a_tested_network(run, tmp_path):
     flags = "--evaluator population --train 10 --predict 12 --verify 2 --seeds 1"
     flags += " --batch 6 --epochs 1 --batch-size 8 --final-epochs 1 --chunk 2"

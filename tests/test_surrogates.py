@@ -258,7 +258,7 @@ def test_hamming_kernel_looks_at_decisions_alone():
         ("gp", {"kernel": "linear"}, "a kernel of rbf, .*, but got linear: choose"),
         ("gp", {"targets": "raw"}, "clipped, ranks, standard, but got raw: choose"),
         ("gp", {"encoding": "path"}, "graphs for the path encoding, but got categ"),
-        ("gp", {"encoding": "tree"}, "one_hot, adjacency, path, but got tree: choose"),
+        ("gp", {"encoding": "tree"}, "one_hot, adjacency, path, latent, but got tree"),
         (
             "gp",
             {"kernel": "hamming", "encoding": "adjacency"},

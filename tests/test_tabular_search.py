@@ -170,6 +170,7 @@ def test_every_strategy_is_run_by_default(experiment, flags):
     assert problem.left_out == []
 
 
+@pytest.mark.slow
 def test_strategies_with_a_surrogate_are_run_where_one_is_named(run, flags, tmp_path):
     name = "bayesian_optimization"
     given = *flags, "--queries", 20, "--seeds", 2, "--surrogate", "gp"

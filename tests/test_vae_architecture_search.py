@@ -102,6 +102,7 @@ def test_search_finds_the_best_bound_and_goes_on_where_it_was_stopped(
     assert (code, out[0]) == (0, "this run is finished; its result:")
 
 
+@pytest.mark.slow
 def test_gan_is_searched_by_the_distance_of_its_samples(run, tmp_path):
     folder = tmp_path / "gan"
     flags = "--model", "gan", "--queries", "1"
