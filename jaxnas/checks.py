@@ -1,5 +1,6 @@
 """What members check of their arguments, where these are concrete."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -20,3 +21,16 @@ def expect(least: float, most: float = float("inf"), **values: Any) -> None:
             f"from {least} to {most}" if most < float("inf") else f"{least} or more"
         )
         raise InputError(f"expected {name} of {wanted}, but got {value}: change it")
+
+
+def expect_one_of(what: str, name: str, names: Iterable[str]) -> None:
+    """Refuses a name that is not known.
+
+    Raises:
+      InputError: it is not among the names.
+    """
+    names = list(names)
+    if name not in names:
+        raise InputError(
+            f"expected {what} of {', '.join(names)}, but got {name}: choose one"
+        )

@@ -210,7 +210,7 @@ def one_hot(arch: Array, num_choices: Sequence[int]) -> Array:
     A choice that a decision does not have gives a row of zeros.
     """
     encoded = jax.nn.one_hot(arch, max(num_choices), dtype=jnp.float32)
-    return jnp.where(is_choice(num_choices), encoded, 0.0)
+    return jnp.where(choices_exist(num_choices), encoded, 0.0)
 
 
 def strongest(weights: Array, num_choices: Sequence[int]) -> Array:
@@ -218,11 +218,11 @@ def strongest(weights: Array, num_choices: Sequence[int]) -> Array:
 
     Choices that a decision does not have are ignored: the inverse of `one_hot`.
     """
-    masked = jnp.where(is_choice(num_choices), weights, -jnp.inf)
+    masked = jnp.where(choices_exist(num_choices), weights, -jnp.inf)
     return jnp.argmax(masked, -1).astype(jnp.int32)
 
 
-def is_choice(num_choices: Sequence[int]) -> Array:
+def choices_exist(num_choices: Sequence[int]) -> Array:
     """Which choices exist: bool[D, K]."""
     choices = jnp.arange(max(num_choices))
     return choices[None, :] < jnp.array(num_choices)[:, None]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from jaxnas.base import Array, History, InputError
+from jaxnas.base import Array, History
+from jaxnas.checks import expect_one_of
 
 TARGETS = ("clipped", "ranks", "standard")
 OUTER = 0.1  # the part of the points whose slope goes on beyond the last
@@ -32,10 +33,7 @@ def check_targets(name: str) -> None:
     Raises:
       InputError: it is none.
     """
-    if name not in TARGETS:
-        raise InputError(
-            f"expected targets of {', '.join(TARGETS)}, but got {name}: choose one"
-        )
+    expect_one_of("targets", name, TARGETS)
 
 
 def usable(history: History) -> History:

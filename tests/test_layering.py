@@ -29,7 +29,7 @@ ROOMS = {  # ground floor first; a room is a module or a package
     "search": "base checkpoint",
     "benchmarks": "base",
     "converters": "base benchmarks spaces",
-    "targets": "base",
+    "targets": "base checks",
     "generation": "base encoding",
     "surrogates": "base checks encoding nn targets training",
     "generators": "base checks draws encoding nn targets tasks training",

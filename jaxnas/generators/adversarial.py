@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnas.base import Array, InputError, PyTree
-from jaxnas.checks import expect
+from jaxnas.checks import expect, expect_one_of
 from jaxnas.training import TrainState, init_state, init_variables, make_update
 
 
@@ -106,10 +106,7 @@ def gan(
         the examples are no multiple of critic_steps.
     """
     expect(1, num_latent=num_latent, critic_steps=critic_steps)
-    if loss not in LOSSES:
-        raise InputError(
-            f"expected a loss of {', '.join(LOSSES)}, but got {loss}: choose one"
-        )
+    expect_one_of("a loss", loss, LOSSES)
     chosen = LOSSES[loss]
     tx_discriminator = tx_discriminator or tx
     if chosen.clip is not None:

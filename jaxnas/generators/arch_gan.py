@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnas.base import Array, Generator, History, SearchSpace
-from jaxnas.checks import expect
+from jaxnas.checks import expect, expect_one_of
 from jaxnas.encoding import layout, one_hot
 from jaxnas.generators.adversarial import GanState, gan
 from jaxnas.generators.examples import (
@@ -24,11 +24,11 @@ from jaxnas.generators.examples import (
     rank_weights,
 )
 from jaxnas.nn.architectures import (
+    KINDS,
     ArchitectureDiscriminator,
     ArchitectureGenerator,
     Reader,
     Writer,
-    check_kind,
 )
 
 
@@ -75,7 +75,7 @@ def arch_gan(
     expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
     expect(1e-6, temperature=temperature, sharpness=sharpness)
     expect(0, learning_rate=learning_rate)
-    check_kind(network)
+    expect_one_of("a network", network, KINDS)
     grid, choices = layout(space, encoding), space.num_choices
     player = ArchitectureGenerator(
         Writer(grid, choices, network, width, layers), temperature

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from jaxnas.base import Array, Generator, Graph, History, InputError, SearchSpace
-from jaxnas.checks import expect
-from jaxnas.encoding import graphs_of, is_choice, layout, one_hot
+from jaxnas.base import Array, Generator, Graph, History, SearchSpace
+from jaxnas.checks import expect, expect_one_of
+from jaxnas.encoding import choices_exist, graphs_of, layout, one_hot
 from jaxnas.generators.examples import (
     draw_any,
     draw_told,
@@ -25,11 +25,11 @@ from jaxnas.generators.examples import (
 )
 from jaxnas.generators.variational import Examples, vae
 from jaxnas.nn.architectures import (
+    KINDS,
     ArchitectureEncoder,
     Perceptron,
     Reader,
     Writer,
-    check_kind,
 )
 from jaxnas.nn.autoencoder import Autoencoder
 from jaxnas.nn.graph_network import GraphNetwork
@@ -122,13 +122,9 @@ def arch_vae(
     expect(0, learning_rate=learning_rate)
     expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
     expect(1e-6, sharpness=sharpness)
-    check_kind(network)
+    expect_one_of("a network", network, KINDS)
     check_targets(targets)
-    if encoder not in ENCODERS:
-        raise InputError(
-            f"expected an encoder of {', '.join(ENCODERS)}, but got {encoder}: "
-            "choose one"
-        )
+    expect_one_of("an encoder", encoder, ENCODERS)
     grid, choices = layout(space, encoding), space.num_choices
     graph_of = graphs_of(space).of
     reader: Any = _OfGraph(width, layers)
@@ -207,4 +203,4 @@ def arch_vae(
 
 def _masked(logits: Array, num_choices: tuple[int, ...]) -> Array:
     """Logits float32[N, D, K], very low where there is no such choice."""
-    return jnp.where(is_choice(num_choices)[None], logits, -1e9)
+    return jnp.where(choices_exist(num_choices)[None], logits, -1e9)

@@ -14,25 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import Array, InputError
+from jaxnas.base import Array
 from jaxnas.nn.convolution import convolution
 
 Grid = tuple[tuple[int, ...], ...]
 """R rows of C numbers of decisions; -1 where there is none."""
 
 KINDS = ("dense", "convolutional", "recurrent")
-
-
-def check_kind(name: str) -> None:
-    """Refuses a name that is not one of `KINDS`.
-
-    Raises:
-      InputError: it is none.
-    """
-    if name not in KINDS:
-        raise InputError(
-            f"expected a network of {', '.join(KINDS)}, but got {name}: choose one"
-        )
 
 
 class Reader(nn.Module):

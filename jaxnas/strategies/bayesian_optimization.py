@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from jaxnas.base import (
     FULL,
     Array,
-    InputError,
     PyTree,
     SearchSpace,
     Strategy,
     Surrogate,
 )
-from jaxnas.checks import expect
+from jaxnas.checks import expect, expect_one_of
 from jaxnas.draws import below
 from jaxnas.strategies.acquisitions import ACQUISITIONS
 from jaxnas.strategies.memory import Memory, best_fitness, best_known
@@ -60,11 +59,7 @@ def bayesian_optimization(
       InputError: a number is below its least, or the acquisition is unknown.
     """
     expect(1, num_parents=num_parents, num_mutants=num_mutants, num_random=num_random)
-    if acquisition not in ACQUISITIONS:
-        raise InputError(
-            f"expected an acquisition of {', '.join(ACQUISITIONS)}, but got "
-            f"{acquisition}: choose one"
-        )
+    expect_one_of("an acquisition", acquisition, ACQUISITIONS)
     acquire = ACQUISITIONS[acquisition]
     num_parents = min(num_parents, num_queries)
 

@@ -14,13 +14,12 @@ from jaxnas.base import (
     FULL,
     Array,
     Generator,
-    InputError,
     PyTree,
     SearchSpace,
     Strategy,
     Surrogate,
 )
-from jaxnas.checks import expect
+from jaxnas.checks import expect, expect_one_of
 from jaxnas.draws import below
 from jaxnas.generation import draw_choices, expect_of, repair
 from jaxnas.strategies.acquisitions import independent_thompson_sampling
@@ -79,11 +78,7 @@ def gan_search(
     """
     expect(1, num_generated=num_generated, num_parents=num_parents)
     expect(0, num_policy_updates=num_policy_updates, policy_rate=policy_rate)
-    if chooser not in CHOOSERS:
-        raise InputError(
-            f"expected a chooser of {', '.join(CHOOSERS)}, but got {chooser}: choose "
-            "one"
-        )
+    expect_one_of("a chooser", chooser, CHOOSERS)
     expect_of(space, generator)
     num_parents = min(num_parents, num_queries)
     shape = num_generated, generator.num_latent

@@ -22,7 +22,7 @@ from jaxnas.base import (
     Strategy,
     Surrogate,
 )
-from jaxnas.checks import expect
+from jaxnas.checks import expect, expect_one_of
 from jaxnas.draws import below
 from jaxnas.generation import draw_choices, expect_of, repair
 from jaxnas.strategies.acquisitions import ACQUISITIONS
@@ -88,11 +88,8 @@ def latent_search(
     expect(0, num_ascents=num_ascents, ascent=ascent)
     if moves is None:
         moves = "gradient" if surrogate is None else "bayesian"
-    if moves not in MOVES or acquisition not in ACQUISITIONS:
-        raise InputError(
-            f"expected moves of {', '.join(MOVES)} and an acquisition of "
-            f"{', '.join(ACQUISITIONS)}, but got {moves} and {acquisition}: change them"
-        )
+    expect_one_of("moves", moves, MOVES)
+    expect_one_of("an acquisition", acquisition, ACQUISITIONS)
     encode, predict = generator.encode, generator.predict
     if encode is None or predict is None:
         raise InputError(

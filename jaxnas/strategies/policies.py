@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxnas.base import Array, InputError, PyTree
 from jaxnas.checks import expect
+from jaxnas.encoding import choices_exist
 
 NEVER = -1e30  # the logit of a choice that does not exist: finite, as its gradient
 
@@ -32,7 +33,7 @@ def independent(num_choices: Sequence[int]) -> Policy:
     arXiv:2001.00326) and with its decay of the baseline, but from zeros, where it has
     small random logits.
     """
-    is_choice = _is_choice(num_choices)
+    is_choice = choices_exist(num_choices)
 
     def sample(key: Array, logits: Array) -> Array:
         return _draw(jax.random.gumbel(key, logits.shape), logits, is_choice)
@@ -80,7 +81,7 @@ def lstm(
     """
     expect(1, hidden_size=hidden_size)
     expect(1e-6, temperature=temperature, tanh_constant=tanh_constant)
-    is_choice = _is_choice(num_choices)
+    is_choice = choices_exist(num_choices)
     num_decisions, most = is_choice.shape
     shapes = {
         "start": (hidden_size,),
@@ -158,11 +159,6 @@ def make_policy(policy: str | Policy, num_choices: Sequence[int]) -> Policy:
             f"expected a policy of {', '.join(POLICIES)}, but got {policy}: name one"
         )
     return POLICIES[policy](num_choices)
-
-
-def _is_choice(num_choices: Sequence[int]) -> Array:
-    """Which choices exist: bool[D, K]."""
-    return jnp.arange(max(num_choices))[None] < jnp.array(num_choices)[:, None]
 
 
 def _draw(noise: Array, logits: Array, is_choice: Array) -> Array:

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from jaxnas.base import Array, History, InputError, PyTree, SearchSpace, Surrogate
-from jaxnas.checks import expect
+from jaxnas.checks import expect, expect_one_of
 from jaxnas.encoding import encoder
 from jaxnas.surrogates.gaussian_process import (
     Posterior,
@@ -157,10 +157,7 @@ def _encoded(
     space: SearchSpace, kernel: str, encoding: str | None
 ) -> tuple[Callable[[Array], Array], Kernel]:
     """What encodes a batch of architectures, and the kernel on that."""
-    if kernel not in KERNELS:
-        raise InputError(
-            f"expected a kernel of {', '.join(KERNELS)}, but got {kernel}: choose one"
-        )
+    expect_one_of("a kernel", kernel, KERNELS)
     on_categories = kernel == "hamming"
     if on_categories and encoding is None:
         encoding = "one_hot"
