@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from generative_parts import QUICK, GenerativeConfig, Method, run_method
+from generative_parts import QUICK, GenerativeConfig, Method
+from generative_run import run_method
 
 from jaxnas import cli, parallel
 from jaxnas.base import Generator, SearchSpace, Strategy

@@ -14,9 +14,8 @@ from jaxnas.evaluators.fit import confusion_of, fit
 from jaxnas.tasks import Batch, Task, classification
 
 NETWORK = "network"  # where the checkpoint of the trained network lies
-PANELS: dict[
-    str, tuple[str, float]
-] = {  # what a column of the log is, by its last word; what it is multiplied by
+# What a column of the log is, by its last word, and what it is multiplied by.
+PANELS: dict[str, tuple[str, float]] = {
     "loss": ("cross entropy (nats)", 1),
     "accuracy": ("accuracy (%)", 100),
     "entropy": ("entropy of the controller (nats)", 1),
