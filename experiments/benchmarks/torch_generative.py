@@ -123,12 +123,14 @@ class Vae(nn.Module):
         return _count(self)
 
     def load(self, params: Mapping[str, Any]):
-        """Takes the parameters of our network, but for the log scales: zeros."""
+        """Takes the parameters of our network."""
         encoder = params["encoder"]
         _load_trunk(self.trunk, encoder["trunk"])
         _load_head(self.mean, encoder["mean"], self.features)
         _load_head(self.log_variance, encoder["log_variance"], self.features)
         _load_decoder(self.decoder, params["decoder"], self.features)
+        with torch.no_grad():
+            self.log_scale.copy_(torch.tensor(np.array(params["decoder"]["log_scale"])))
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and log variance of the latent, and the images of one draw of it."""
