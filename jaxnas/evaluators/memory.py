@@ -1,13 +1,33 @@
-"""How many networks a device can train side by side, by what XLA says it takes."""
+"""Room for programs: what XLA says that they take, and letting go of them."""
 
+import gc
 from collections.abc import Callable
 from math import inf
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from jaxnas.base import FULL, Evaluator, InputError, Proposal
 from jaxnas.parallel import device_memory
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+
+
+def make_room() -> None:
+    """Lets go of all compiled programs where this process holds very many.
+
+    Linux lets a process map so many pieces of memory (65,530 by default), and one that
+    compiles beyond is ended without a word; a network's training takes hundreds. What
+    is needed again is compiled again. Elsewhere nothing is done.
+    """
+    try:
+        taken, most = MAPS.read_bytes().count(b"\n"), int(MOST_MAPS.read_text())
+    except OSError:
+        return
+    if taken > most / 2:
+        jax.clear_caches()
+        gc.collect()
 
 
 def largest_group(

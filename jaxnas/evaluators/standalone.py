@@ -23,6 +23,7 @@ from jaxnas.base import (
 )
 from jaxnas.evaluators.answers import PARTS, check, check_wanted, names_of, worth
 from jaxnas.evaluators.fit import fit
+from jaxnas.evaluators.memory import make_room
 from jaxnas.evaluators.timing import median_seconds
 from jaxnas.metrics import classification_metrics
 from jaxnas.tasks import Batch, Task, judge
@@ -117,6 +118,8 @@ def one_by_one(
             if failed:
                 failed(arch, said)
             return {}, OUT_OF_MEMORY if full else FAILED
+        finally:
+            make_room()  # each is a program of its own
 
     def train_all(key: Any, arch: Any, budget: Any) -> tuple[np.ndarray, np.ndarray]:
         key = jax.random.wrap_key_data(jnp.asarray(key))
