@@ -1,6 +1,9 @@
 """What every test runs under, and what several files of tests use."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -9,12 +12,22 @@ import pytest
 from hypothesis import settings
 
 from jaxnas.base import SearchSpace
+from jaxnas.evaluators.memory import make_room
 
 # At these sizes compiling is what takes time; with fewer optimisations and without the
 # generator of fusions it takes three fifths as long. Processes inherit it. XLA ends a
 # process whose flags it does not know: jaxlib 0.10.2 and 0.11.2 have both.
 LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
+
+# What a process has compiled, all others of a run read: a folder of its own holds it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="jaxnas-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -24,6 +37,13 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tensorflow_datasets"
+
+
+@pytest.fixture(autouse=True)
+def _room_for_programs():
+    """Programs of thousands of tests are more than a process can hold."""
+    yield
+    make_room()
 
 
 @pytest.fixture

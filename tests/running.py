@@ -1,6 +1,8 @@
 """Experiments started as a person would, and what they leave."""
 
 import dataclasses
+import fcntl
+import importlib
 import itertools
 import json
 import math
@@ -25,16 +27,11 @@ Outcome = tuple[int, list[str], str]
 """Exit code, lines on stdout, stderr."""
 
 
-def start(name: str, shared: Path, workdir: Path, *args: str) -> subprocess.Popen:
-    """Starts an experiment; programs that it compiles are kept in the shared folder."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
-    }
+def start(name: str, workdir: Path, *args: str) -> subprocess.Popen:
+    """Starts an experiment in a process of its own."""
     return subprocess.Popen(
         [sys.executable, EXPERIMENTS / name, "--workdir", workdir, *args],
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,6 +79,20 @@ def shared_folder(tmp_path_factory, name: str) -> Path:
         folder = folder.parent
     folder = folder / name
     folder.mkdir(exist_ok=True)
+    return folder
+
+
+def run_once(tmp_path_factory, name: str, flags: list[str]) -> Path:
+    """The work folder of an uninterrupted run, the same for all processes of pytest."""
+    shared = shared_folder(tmp_path_factory, name)
+    folder = shared / "whole"
+    with (shared / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "result.json").exists():
+            patch.syspath_prepend(EXPERIMENTS)
+            experiment = importlib.import_module(name)
+            flags = ["--workdir", str(folder), *flags]
+            experiment.main(cli.parse(experiment.PRESETS, flags))
     return folder
 
 

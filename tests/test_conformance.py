@@ -115,7 +115,7 @@ class Members(NamedTuple):
 def generator_for(name: str, space: SearchSpace) -> Generator:
     """The first of all generators that a strategy takes."""
     for make in GENERATORS.values():
-        made = make(space, width=8, num_pretrain=2, num_updates=1)
+        made = make(space, width=8, layers=1, num_pretrain=2, num_updates=1)
         try:
             STRATEGIES[name](space, made)
         except InputError:

@@ -1,7 +1,6 @@
 """The GAN for images from one end to the other, on digits and at a tiny size."""
 
 import dataclasses
-import fcntl
 import importlib
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import running
 from PIL import Image
 from running import EXPERIMENTS, assert_refused, contents, read
 
-from jaxnas import cli, data
+from jaxnas import data
 from jaxnas.base import InputError
 from jaxnas.checkpoint import Checkpoints
 from jaxnas.generators.adversarial import LOSSES
@@ -42,17 +41,7 @@ def image_gan():
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Path:
-    """The work folder of an uninterrupted run, the same for all processes."""
-    shared = running.shared_folder(tmp_path_factory, "image_gan")
-    folder = shared / "whole"
-    with (shared / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "result.json").exists():
-            patch.syspath_prepend(EXPERIMENTS)
-            experiment = importlib.import_module("image_gan")
-            flags = ["--workdir", str(folder), *TINY]
-            experiment.main(cli.parse(experiment.PRESETS, flags))
-    return folder
+    return running.run_once(tmp_path_factory, "image_gan", TINY)
 
 
 @pytest.fixture
@@ -89,7 +78,7 @@ def test_run_leaves_everything_in_its_folder(whole):
 @pytest.mark.slow
 def test_killed_run_ends_as_the_uninterrupted_one(whole, run, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "training")
-    process = running.start("image_gan.py", whole.parent, tmp_path, *TINY)
+    process = running.start("image_gan.py", tmp_path, *TINY)
     running.kill_at_checkpoint(process, checkpoints)
     assert checkpoints.latest() < 7
     code, _, err = run("--workdir", tmp_path, *TINY)

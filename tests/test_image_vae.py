@@ -1,7 +1,6 @@
 """The VAE for images from one end to the other, on digits and at a tiny size."""
 
 import csv
-import fcntl
 import importlib
 import math
 from pathlib import Path
@@ -15,7 +14,7 @@ import running
 from PIL import Image
 from running import EXPERIMENTS, assert_refused, read
 
-from jaxnas import cli, data
+from jaxnas import data
 from jaxnas.base import InputError
 from jaxnas.checkpoint import Checkpoints
 
@@ -39,17 +38,7 @@ def image_vae():
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Path:
-    """The work folder of an uninterrupted run, the same for all processes."""
-    shared = running.shared_folder(tmp_path_factory, "image_vae")
-    folder = shared / "whole"
-    with (shared / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "result.json").exists():
-            patch.syspath_prepend(EXPERIMENTS)
-            experiment = importlib.import_module("image_vae")
-            flags = ["--workdir", str(folder), *TINY]
-            experiment.main(cli.parse(experiment.PRESETS, flags))
-    return folder
+    return running.run_once(tmp_path_factory, "image_vae", TINY)
 
 
 @pytest.fixture
