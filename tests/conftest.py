@@ -1,9 +1,6 @@
 """What every test runs under, and what several files of tests use."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -19,15 +16,6 @@ from jaxnas.evaluators.memory import make_room
 # process whose flags it does not know: jaxlib 0.10.2 and 0.11.2 have both.
 LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
-
-# What a process has compiled, all others of a run read: a folder of its own holds it.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    folder = tempfile.mkdtemp(prefix="jaxnas-tests-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -27,11 +27,16 @@ Outcome = tuple[int, list[str], str]
 """Exit code, lines on stdout, stderr."""
 
 
-def start(name: str, workdir: Path, *args: str) -> subprocess.Popen:
-    """Starts an experiment in a process of its own."""
+def start(name: str, shared: Path, workdir: Path, *args: str) -> subprocess.Popen:
+    """Starts an experiment; programs that it compiles are kept in the shared folder."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     return subprocess.Popen(
         [sys.executable, EXPERIMENTS / name, "--workdir", workdir, *args],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -55,8 +55,8 @@ def shared(tmp_path_factory) -> Path:
     return running.shared_folder(tmp_path_factory, "darts_cifar")
 
 
-def start(workdir: Path, *args: str):
-    return running.start("darts_cifar.py", workdir, *(args or TINY))
+def start(shared: Path, workdir: Path, *args: str):
+    return running.start("darts_cifar.py", shared, workdir, *(args or TINY))
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def whole(shared) -> Path:
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "result.json").exists():
-            code, out, err = finish(start(folder))
+            code, out, err = finish(start(shared, folder))
             assert (code, err) == (0, "")
             (shared / "stdout").write_text(out)
     return folder
@@ -168,12 +168,12 @@ def test_second_start_prints_the_finished_result(
 
 
 @pytest.mark.slow
-def test_killed_run_ends_as_the_uninterrupted_one(whole, tmp_path):
+def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
     for phase in ("searching", "retraining"):
         checkpoints = Checkpoints(tmp_path / "checkpoints" / phase)
-        running.kill_at_checkpoint(start(tmp_path), checkpoints)
+        running.kill_at_checkpoint(start(shared, tmp_path), checkpoints)
         assert checkpoints.latest() < 7
-    code, _, err = finish(start(tmp_path))
+    code, _, err = finish(start(shared, tmp_path))
     assert (code, err) == (0, "")
     for name in ("config.json", "log.csv", "genotype.json", "weights_normal.png"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
@@ -183,7 +183,7 @@ def test_killed_run_ends_as_the_uninterrupted_one(whole, tmp_path):
     }
 
 
-def test_damaged_checkpoint_is_one_line_and_stays(whole, tmp_path):
+def test_damaged_checkpoint_is_one_line_and_stays(whole, shared, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     newest = tmp_path / "checkpoints" / "searching" / "8"
@@ -192,7 +192,7 @@ def test_damaged_checkpoint_is_one_line_and_stays(whole, tmp_path):
     )[-1:]
     os.truncate(largest, largest.stat().st_size // 2)
     before = contents(tmp_path)
-    code, _, err = finish(start(tmp_path))
+    code, _, err = finish(start(shared, tmp_path))
     assert code == 2
     assert err.startswith(f"error: checkpoint {newest} is damaged")
     assert err.count("\n") == 1
@@ -202,12 +202,12 @@ def test_damaged_checkpoint_is_one_line_and_stays(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(tmp_path):
+def test_loss_that_is_nan_stops_and_keeps_a_checkpoint(shared, tmp_path):
     flags = ["--genotype", SIMPLE, "--learning-rate", "1e30", "--chunk", "1"]
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "retraining")
     kept = checkpoints.folder / "1"
     for _ in range(2):  # the second start goes on from what was kept
-        code, out, err = finish(start(tmp_path, *TINY, *flags))
+        code, out, err = finish(start(shared, tmp_path, *TINY, *flags))
         assert code == 1
         assert err == (
             "error: retraining: train_loss is nan at step 2: lower the learning "

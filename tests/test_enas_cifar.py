@@ -36,15 +36,20 @@ def enas_cifar():
         yield importlib.import_module("enas_cifar")
 
 
-def start(workdir, *args: str):
-    return running.start("enas_cifar.py", workdir, *TINY, *args)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return running.shared_folder(tmp_path_factory, "enas_cifar")
+
+
+def start(shared, workdir, *args: str):
+    return running.start("enas_cifar.py", shared, workdir, *TINY, *args)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(shared, tmp_path_factory):
     """The work folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    code, _, err = finish(start(folder))
+    code, _, err = finish(start(shared, folder))
     assert (code, err) == (0, "")
     return folder
 
@@ -130,11 +135,11 @@ def test_second_start_prints_the_finished_result(whole, run, enas_cifar, monkeyp
 
 
 @pytest.mark.slow
-def test_killed_run_ends_as_the_uninterrupted_one(whole, tmp_path):
+def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
     ranking = Checkpoints(tmp_path / "checkpoints" / "ranking")
-    running.kill_at_checkpoint(start(tmp_path), ranking)
+    running.kill_at_checkpoint(start(shared, tmp_path), ranking)
     assert ranking.latest() < 3
-    code, _, err = finish(start(tmp_path))
+    code, _, err = finish(start(shared, tmp_path))
     assert (code, err) == (0, "")
     for name in ("config.json", "log.csv", "genotype.json", "candidates.csv"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name

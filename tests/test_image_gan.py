@@ -78,7 +78,7 @@ def test_run_leaves_everything_in_its_folder(whole):
 @pytest.mark.slow
 def test_killed_run_ends_as_the_uninterrupted_one(whole, run, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "training")
-    process = running.start("image_gan.py", tmp_path, *TINY)
+    process = running.start("image_gan.py", whole.parent, tmp_path, *TINY)
     running.kill_at_checkpoint(process, checkpoints)
     assert checkpoints.latest() < 7
     code, _, err = run("--workdir", tmp_path, *TINY)

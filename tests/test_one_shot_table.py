@@ -58,13 +58,13 @@ def load(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def found(table, tmp_path_factory):
+def found(shared, table, tmp_path_factory):
     """A run at a tiny size."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     flags = f"{TINY} --methods random_sharing --proxies parameters"
     flags += " --architectures 12 --samples 3 --score-batches 1 --proxy-batch-size 6"
     flags += " --calibration-batches 1 --proxy-channels 4 --proxy-cells 1"
-    given = "one_shot_table.py", folder, "--benchmark", str(table)
+    given = "one_shot_table.py", shared, folder, "--benchmark", str(table)
     return folder, finish(start(*given, *flags.split()))
 
 
@@ -148,9 +148,9 @@ def test_other_tables_are_refused(load, shared, tmp_path, dataset):
 
 
 @pytest.mark.slow
-def test_collapse_is_watched_and_guarded(table, tmp_path):
+def test_collapse_is_watched_and_guarded(shared, table, tmp_path):
     flags = f"{TINY} --curvature-every 1 --window 1 --threshold 1 --max-skips 0"
-    given = "darts_collapse.py", tmp_path / "run", "--benchmark", str(table)
+    given = "darts_collapse.py", shared, tmp_path / "run", "--benchmark", str(table)
     code, _, err = finish(start(*given, *flags.split()))
     assert code == 0, err
     guards = read(tmp_path / "run", "result.json")["guards"]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -67,10 +68,15 @@ def read(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-def start(images: Path, workdir: Path) -> subprocess.Popen:
+def start(images: Path, workdir: Path, cache: Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = [sys.executable, EXPERIMENT, "--dataset", images, "--workdir", workdir]
     return subprocess.Popen(
         [*command, *TINY.split()],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,7 +84,7 @@ def start(images: Path, workdir: Path) -> subprocess.Popen:
 
 
 def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
-    whole = start(images, tmp_path / "whole")
+    whole = start(images, tmp_path / "whole", tmp_path / "cache")
     out, err = whole.communicate()
     assert (whole.returncode, err) == (0, ""), out
     folder = tmp_path / "whole"
@@ -100,13 +106,13 @@ def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
         with Image.open(folder / name) as picture:
             assert len(picture.convert("L").getcolors()) > 10
 
-    killed = start(images, tmp_path / "killed")
+    killed = start(images, tmp_path / "killed", tmp_path / "cache")
     checkpoint = tmp_path / "killed" / "checkpoints" / "searching"
     while killed.poll() is None and not any(checkpoint.glob("[0-9]*")):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    again = start(images, tmp_path / "killed")
+    again = start(images, tmp_path / "killed", tmp_path / "cache")
     assert again.communicate()[1] == ""
     found = read(tmp_path / "killed")
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "killed")]
