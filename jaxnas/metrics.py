@@ -129,28 +129,21 @@ def frechet_distance(x: Array, y: Array) -> Array:
     """
     chex.assert_rank((x, y), 2)
     chex.assert_equal_shape_suffix((x, y), 1)
-    (mean_x, cov_x), (mean_y, cov_y) = _moments(x), _moments(y)
-    values, vectors = jnp.linalg.eigh(cov_x)
-    root = _product(vectors * jnp.sqrt(jnp.maximum(values, 0))[None], vectors.T)
-    product = _product(_product(root, cov_y), root)
-    # Rounding may leave a symmetric matrix without being one, and values below 0.
-    values = jnp.linalg.eigvalsh((product + product.T) / 2)
-    shared = jnp.sqrt(jnp.maximum(values, 0)).sum()
+    (mean_x, root_x), (mean_y, root_y) = _moments(x), _moments(y)
+    # The trace of the root is the sum of these singular values. By eigenvalues the root
+    # would be taken of rounding where covariances are of less than full rank.
+    # In whole float32: by default GPUs round a product's factors to fewer bits.
+    product = jnp.matmul(root_x, root_y.T, precision=jax.lax.Precision.HIGHEST)
+    shared = jnp.linalg.svd(product, compute_uv=False).sum()
     apart = jnp.square(mean_x - mean_y).sum()
-    total = apart + jnp.trace(cov_x) + jnp.trace(cov_y) - 2 * shared
-    return jnp.maximum(total, 0)
+    traces = jnp.square(root_x).sum() + jnp.square(root_y).sum()
+    return jnp.maximum(apart + traces - 2 * shared, 0)
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
-    """Mean float32[F] and unbiased covariance float32[F, F] of rows."""
+    """Mean float32[F] of rows, and R of their unbiased covariance R^T R."""
     mean = x.mean(0)
-    centred = x - mean[None]
-    return mean, _product(centred.T, centred) / (len(x) - 1)
-
-
-def _product(x: Array, y: Array) -> Array:
-    """Of matrices, in whole float32: by default GPUs round to fewer bits first."""
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+    return mean, jnp.linalg.qr((x - mean[None]) / np.sqrt(len(x) - 1), mode="r")
 
 
 def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[Array, Array]:

@@ -183,6 +183,20 @@ def test_frechet_distance_is_that_by_square_roots_of_matrices():
     )
 
 
+@pytest.mark.parametrize("rank", [1, 3, 10, 64])
+def test_frechet_distance_of_features_of_any_rank_is_that_of_float64(rank):
+    rng = np.random.default_rng(rank)
+    directions = rng.normal(size=(rank, 64))
+    x = rng.normal(size=(400, rank)) @ directions
+    y = (rng.normal(size=(300, rank)) * 1.1 + 0.05) @ directions
+    first, second = (np.cov(z, rowvar=False) for z in (x, y))
+    values = linalg.eigvals(first @ second).real
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(first + second)
+    expected -= 2 * np.sqrt(np.sort(values)[-rank:]).sum()  # the others are 0
+    found = frechet_distance(jnp.float32(x), jnp.float32(y))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_frechet_distance_of_a_shift_is_its_square_and_of_a_point_the_variance():
     x = jnp.float32(np.random.default_rng(0).normal(size=(50, 3)))
     shifted = frechet_distance(x, x + jnp.array([[1.0, -2.0, 0.5]]))
