@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from image_extractor import Extractor, look
 from image_generation import batch_of_step, to_levels, to_signs
-from image_model import evidence, generate, map_rows, model_of
+from image_model import bits_per_dimension, evidence, generate, map_rows, model_of
 
 from jaxnas.base import Array, PyTree, SearchSpace
 from jaxnas.data import Dataset
@@ -61,7 +61,7 @@ def autoencoder(
     def judge(key: Array, state: PyTree, images: np.ndarray) -> dict[str, float]:
         labels = np.zeros(len(images), np.int32)  # which nobody is told
         bound, divergence = map(float, evidence(model, key, state, images, labels))
-        bits = -bound / (math.log(2) * math.prod(shape))
+        bits = bits_per_dimension(bound, images)
         return {"elbo": bound, "divergence": divergence, "bits_per_dimension": bits}
 
     def decode(state: PyTree, z: Array) -> Array:

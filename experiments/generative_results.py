@@ -70,7 +70,10 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(name, *map(percent, generator_of(row)))
     console.print(table)
     for name, seconds in result.get("seconds", {}).items():
-        print(f"{name} took {seconds:.3g} s a search, pre-training and models included")
+        print(
+            f"{name} took {seconds:.3g} s of a core a search, pre-training and models "
+            "included, compiling not"
+        )
     if result["space"] == "nasbench201" and result["dataset"] == "cifar10":
         print(PUBLISHED)
 

@@ -185,6 +185,8 @@ def measure(
 ) -> dict[str, Any]:
     """What the extractor says of samples, beside as many test images.
 
+    Where all samples are one, that is printed.
+
     Args:
       extractor: what judges.
       dataset: of the real images; M to test with.
@@ -207,6 +209,12 @@ def measure(
         real, features[:count]
     )
     variety = spread(samples, labels)
+    if variety < SAME:
+        which = "samples" if labels is None else "samples of a class"
+        print(
+            f"the generator has collapsed: its {which} differ by {variety:.2g} of 255 "
+            "levels; try another --seed or --loss"
+        )
     found = {
         "extractor": extractor.name,
         "extractor_test_accuracy": extractor.accuracy,

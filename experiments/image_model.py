@@ -1,5 +1,6 @@
 """An autoencoder of images, and the likelihood of their levels as stored."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -115,3 +116,8 @@ def evidence(
     keys = jax.random.split(key, len(labels))
     each = map_rows(one, (keys, images, labels))
     return tuple(part.mean() for part in each)
+
+
+def bits_per_dimension(bound: float, images: Array | np.ndarray) -> float:
+    """A bound in nats an image of [N, H, W, colours], for each of its numbers."""
+    return -bound / (math.log(2) * math.prod(images.shape[1:]))

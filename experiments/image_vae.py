@@ -24,7 +24,6 @@ where training images have 0.11; precision was 93 % and recall 4 %
 (cifar10-32x32-cnn64-3ep, of 71.2 % test accuracy).
 """
 
-import math
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -52,7 +51,13 @@ from image_generation import (
     slerp,
     train,
 )
-from image_model import Model, evidence, generate, model_of
+from image_model import (
+    Model,
+    bits_per_dimension,
+    evidence,
+    generate,
+    model_of,
+)
 from retraining import draw_curves
 
 from jaxnas import cli, data, runs
@@ -178,10 +183,7 @@ def train_one(
     def summarise(state: PyTree, log: dict[str, np.ndarray]) -> dict[str, Any]:
         bound, divergence = evidence(model, key_valid, state, *valid)
         return {
-            # What was learnt from has the divergence beta times.
-            "train_bound": np.mean(
-                log["bound"] + (config.beta - 1) * log["divergence"]
-            ),
+            "train_bound": log["bound"].mean(),
             "train_divergence": log["divergence"].mean(),
             "valid_bound": bound,
             "valid_divergence": divergence,
@@ -217,7 +219,6 @@ def judge(
         float,
         evidence(model, key_test, state, dataset.test_images, dataset.test_labels),
     )
-    dimensions = math.prod(dataset.test_images.shape[1:])
     z = jax.random.normal(key_z, (config.samples, config.num_latent))
     labels = shown_labels(dataset, config.samples)
     samples = np.asarray(generate(model, state, z, labels))
@@ -230,7 +231,7 @@ def judge(
         "elbo_nats": bound,
         "reconstruction_nats": bound + divergence,
         "divergence_nats": divergence,
-        "bits_per_dimension": -bound / (math.log(2) * dimensions),
+        "bits_per_dimension": bits_per_dimension(bound, dataset.test_images),
         "scale_levels": np.exp(log_scale) / np.array(model.width),
         **measure(extractor, dataset, samples, model.told(labels)),
     }

@@ -83,7 +83,7 @@ def train_network(
         )
     kept = run.checkpoints(NETWORK)
     if kept.latest() is None:
-        kept.save(num_steps, {"params": state.params, "batch_stats": state.batch_stats})
+        kept.save(num_steps, state.variables)
     test = Batch(dataset.test_images, dataset.test_labels)
     num_classes = len(dataset.class_names)
     confusion = confusion_of(network, state, test, normalized, num_classes)

@@ -34,7 +34,13 @@ from candidates import (
 )
 from generative_candidates import MODELS, Model, Training, fit, learner
 from image_extractor import COLUMNS, Extractor, measure, train_extractor
-from image_generation import ROWS, SHOWN, draw_grid, draw_reconstructions
+from image_generation import (
+    ROWS,
+    SHOWN,
+    draw_grid,
+    draw_reconstructions,
+    samples_title,
+)
 from retraining import draw_curves
 from search_plan import NOT_HERE, check_evaluations, make_strategy
 from search_results import FAILURES, note_failure
@@ -157,8 +163,9 @@ def work(
         extractor = train_extractor(run, dataset, epochs, config.chunk)
     make = partial(training_of, config, dataset, model, extractor)
     evaluator = make_evaluator(config, dataset, space, model, make)
+    label = model.label + (f"\non {extractor.name}" if extractor else "")
     _, arch, log = search_candidates(
-        config, run, space, strategy, evaluator, num_steps, model.label
+        config, run, space, strategy, evaluator, num_steps, label
     )
     training, state = train_best(config, dataset, run, space, arch, model, make)
     return {
@@ -257,14 +264,18 @@ def judge(
     count = max(len(images), ROWS * SHOWN)
     z = jax.random.normal(key_samples, (count, training.num_latent))
     samples = np.asarray(training.generate(state, z))
-    draw_grid(run, "samples.png", "Samples", samples[: ROWS * SHOWN], SHOWN)
+    title = "Samples"
     if training.reconstruct is not None:
         shown = images[: ROWS // 2 * SHOWN]
         draw_reconstructions(run, shown, training.reconstruct(state, shown))
-    if extractor is not None:
-        return measure(extractor, dataset, samples)
-    found = training.judge(key_test, state, images)
-    return {f"test_{name}": value for name, value in found.items()}
+    if extractor is None:
+        judged = training.judge(key_test, state, images)
+        found = {f"test_{name}": value for name, value in judged.items()}
+    else:
+        found = measure(extractor, dataset, samples)
+        title = samples_title(found)
+    draw_grid(run, "samples.png", title, samples[: ROWS * SHOWN], SHOWN)
+    return found
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def encoder(
     By default `path` where the space has graphs, else `one_hot`.
 
     Raises:
-      InputError: there is no such encoding, or the space has no graphs to encode.
+      InputError: there is no such encoding, or the space has no graphs to encode; by
+        the function, as it is traced, it was given features.
     """
     if encoding is None:
         encoding = "one_hot" if space.graphs is None else "path"
@@ -49,14 +50,24 @@ def encoder(
         )
     graphs = space.graphs
     if encoding == "adjacency":
-        return lambda arch: adjacency(graphs.of(arch))
-    return lambda arch: paths(graphs.of(arch), graphs.longest)
+        return lambda arch: adjacency(graphs.of(_whole(arch, encoding)))
+    return lambda arch: paths(graphs.of(_whole(arch, encoding)), graphs.longest)
 
 
 def _relaxed(arch, num_choices):
-    return (
-        arch if jnp.issubdtype(arch.dtype, jnp.floating) else one_hot(arch, num_choices)
-    )
+    if jnp.issubdtype(arch.dtype, jnp.floating) and arch.ndim == 2:
+        return arch
+    return one_hot(_whole(arch, "one_hot"), num_choices)
+
+
+def _whole(arch, encoding):
+    """Lets int32[D] pass: features would be taken for choices that there are not."""
+    if jnp.issubdtype(arch.dtype, jnp.floating):
+        raise InputError(
+            f"expected architectures for the {encoding} encoding, but got features "
+            f"{arch.dtype}{list(arch.shape)}: for latents choose latent"
+        )
+    return arch
 
 
 def adjacency(graph: Graph) -> Array:

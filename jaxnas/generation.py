@@ -5,8 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxnas.base import Array, Generator, InputError, PyTree, SearchSpace
+from jaxnas.checks import expect
 from jaxnas.encoding import is_valid, one_hot, strongest
 
 
@@ -62,15 +64,17 @@ class Quality(NamedTuple):
     """How good samples are, as fractions in [0, 1]; NaN where there is nothing to say.
 
     What the literature since D-VAE counts (Zhang et al. 2019, arXiv:1904.11088).
-    Samples are the same if all their decisions are; an architecture is reconstructed if
-    what comes back, decoded at the mean of its latent, is isomorphic.
+    Architectures are the same if the space's `canonical` says so, here as in all
+    searches: isomorphic ones are. In a small space many samples are the same whoever
+    draws them, so hold uniqueness against that of as many draws of the space. An
+    architecture is reconstructed by the mean of its latent.
     """
 
     validity: float  # of the samples as they come, not repaired
     uniqueness: float  # different ones of the valid; 1: all are different
     novelty: float  # of the different valid ones, those that are not known
     reconstruction: float  # of architectures drawn from the space
-    collapsed: bool  # all samples are one
+    collapsed: bool  # all samples are one; of one sample alone nobody can tell
 
 
 def quality(
@@ -90,19 +94,16 @@ def quality(
       generator: what is measured.
       state: of the generator, fitted.
       known: int32[N, D], what is not new, such as what it has learnt from; N may be 0.
-      num: samples.
+      num: samples, 2 or more.
       num_reconstructed: architectures that are drawn from the space, and encoded.
 
     Raises:
-      InputError: the numbers are below 1, or the generator is of another space or was
+      InputError: a number is too small, or the generator is of another space or was
         not fitted.
     """
     expect_of(space, generator)
-    if min(num, num_reconstructed) < 1:
-        raise InputError(
-            f"expected 1 sample or more, but got {min(num, num_reconstructed)}: ask "
-            "for more"
-        )
+    expect(2, num=num)
+    expect(1, num_reconstructed=num_reconstructed)
     key_z, key_draw, key_space = jax.random.split(key, 3)
     generator.decode(state, jnp.zeros((1, generator.num_latent)))  # refuses here
 
@@ -113,21 +114,31 @@ def quality(
         return choices, jax.vmap(lambda one: is_valid(space, one))(choices)
 
     @jax.jit
+    def identify(arch):
+        return lax.map(space.canonical, arch, batch_size=500)  # some take much memory
+
+    def equal_ones(arch):
+        """One for each that differs from the others."""
+        return set(map(bytes, np.asarray(identify(arch)))) if len(arch) else set()
+
+    @jax.jit
     def reconstruct(state):
         arch = jax.vmap(space.sample)(jax.random.split(key_space, num_reconstructed))
         assert generator.encode is not None
         logits = generator.decode(state, generator.encode(state, arch))
-        found = jax.vmap(space.discretize)(logits)
-        same = jax.vmap(space.canonical)(found) == jax.vmap(space.canonical)(arch)
-        return same.reshape(num_reconstructed, -1).all(1).mean()
+        return arch, jax.vmap(space.discretize)(logits)
+
+    def reconstruction():
+        drawn, found = map(identify, reconstruct(state))
+        return float((drawn == found).reshape(num_reconstructed, -1).all(1).mean())
 
     choices, valid = map(np.asarray, draw(state))
-    different = set(map(bytes, choices[valid]))
-    new = len(different - set(map(bytes, np.asarray(known, np.int32))))
+    different = equal_ones(choices[valid])
+    new = len(different - equal_ones(np.asarray(known, np.int32)))
     return Quality(
         float(valid.mean()),
         len(different) / int(valid.sum()) if valid.any() else float("nan"),
         new / len(different) if different else float("nan"),
-        float(reconstruct(state)) if generator.encode else float("nan"),
+        reconstruction() if generator.encode else float("nan"),
         len(set(map(bytes, choices))) == 1,
     )

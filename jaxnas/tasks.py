@@ -150,7 +150,7 @@ def discretized_logistic(
         by = jnp.exp(-log_scale)[None, None, None]
         above, below = (x + width / 2 - mean) * by, (x - width / 2 - mean) * by
         # log(sigmoid(a) - sigmoid(b)), without a difference of close numbers.
-        inner = above + jnp.log(-jnp.expm1(below - above))
+        inner = above + jnp.log(-jnp.expm1(-width * by))
         inner = inner - jax.nn.softplus(above) - jax.nn.softplus(below)
         is_first, is_last = x < low + width / 2, x > high - width / 2
         each = jnp.where(is_first, -jax.nn.softplus(-above), inner)

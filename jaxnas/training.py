@@ -23,6 +23,11 @@ class TrainState(NamedTuple):
     batch_stats: PyTree
     opt_state: PyTree
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What `apply` of the Linen module takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 def init_variables(network: Any, key: Array, *args: Any, **kwargs: Any) -> PyTree:
     """Draws the initial variables of a Linen module without running it.

@@ -167,7 +167,7 @@ def digits():
 def train(network, task, data, num_steps=100, scan=scan):
     how = {"tx": sgd(0.1, 0.9, 0.0), "num_steps": num_steps, "batch_size": 50}
     state, log = fit(KEY, network, task, data, scale, scan, **how)
-    return {"params": state.params, "batch_stats": state.batch_stats}, log
+    return state.variables, log
 
 
 @functools.cache

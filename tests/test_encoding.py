@@ -300,3 +300,10 @@ def test_encoder_takes_paths_where_there_are_graphs():
 def test_encoder_refuses_what_it_cannot_do(encoding, expected):
     with pytest.raises(InputError, match=expected):
         encoder(categorical(NUM_CHOICES), encoding)
+
+
+@pytest.mark.parametrize("encoding", ["one_hot", "adjacency", "path"])
+def test_encoder_of_architectures_refuses_features(encoding):
+    encode = encoder(SPACES["nasbench201"](), encoding)
+    with pytest.raises(InputError, match=r"features float32\[16\]: for latents choose"):
+        encode(jnp.zeros(16))

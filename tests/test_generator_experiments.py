@@ -77,6 +77,12 @@ def test_generator_is_judged(done):
     assert len(picture.convert("L").getcolors()) > 10
 
 
+def test_columns_of_a_table_are_refused_where_candidates_are_trained(run, tmp_path):
+    flags = "--evaluator population --dataset digits --signals valid_acc_4ep"
+    found = run("gan_search", *flags.split(), "--workdir", tmp_path / "run")
+    assert_refused(found, "expected no --signals with --evaluator population")
+
+
 def test_second_start_changes_nothing(done, run):
     name, folder, given = done
     before = contents(folder)
@@ -99,6 +105,8 @@ def test_candidates_are_trained_for_real(run, tmp_path):
     assert 0 <= result["test_accuracy"] <= 100
     assert result["validity"] == 1
     assert result["qualities"] == {}
+    seconds = result["generator_seconds"]["accuracy"]
+    assert seconds["whole"] == seconds["pretraining"] + seconds["searching"] > 0
     assert len((folder / "candidates.csv").read_text().splitlines()) == 11
 
 

@@ -78,6 +78,20 @@ def test_discretized_logistic_gives_the_levels_probabilities_that_add_up():
     np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
+def test_discretized_logistic_of_a_mean_far_off_is_finite_and_so_is_its_gradient():
+    function = discretized_logistic(*(np.float32([x]) for x in (2 / 255, -1, 1)))
+    x = jnp.zeros((1, 1, 1, 1))
+
+    def of(mean):
+        outputs = jnp.full((1, 1, 1, 1), mean), jnp.zeros(1)
+        return function(outputs, x)[0]
+
+    # log(sigmoid(a) - sigmoid(b)) of a = b + width goes as b + log(exp(width) - 1).
+    found, slope = jax.value_and_grad(of)(3e5)
+    assert found == pytest.approx(-3e5, rel=1e-4)
+    assert slope == pytest.approx(-1, rel=1e-4)
+
+
 def test_gradient_penalty_of_a_linear_critic_is_that_of_its_weights():
     weights = draw.normal(size=6)
     x = jnp.array(draw.normal(size=(2, 4, 2, 3)), jnp.float32)
@@ -373,3 +387,19 @@ def test_bad_arguments_are_one_line():
         made.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
     with pytest.raises(InputError, match="expected beta of 0 or more"):
         vae(Autoencoder(Linear(1), LinearDecoder(1)), bernoulli, None, beta=-1)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Downward((4, 4), norm="bach"), "a norm of batch, layer, none, but got bach"),
+        (Downward((4,), activation="gelu"), "an activation of relu, leaky_relu"),
+        (Upward((4, 4, 1), (4,), output="logstic"), "an output of tanh, linear"),
+        (Upward((4, 4, 1), (4,), num_classes=3), "labels int32.N. of 3 classes"),
+        (Discriminator(Downward((4,)), 3), "labels int32.N. of 3 classes"),
+    ],
+)
+def test_networks_refuse_what_they_do_not_know(network, said):
+    x = jnp.zeros((2, 5)) if isinstance(network, Upward) else jnp.zeros((2, 4, 4, 1))
+    with pytest.raises(InputError, match=said):
+        jax.eval_shape(network.init, jax.random.key(0), x)

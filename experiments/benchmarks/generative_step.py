@@ -6,8 +6,9 @@
 A DCGAN on grey images of 28 x 28 pixels (a step of the discriminator, then one of the
 generator), and a VAE on coloured ones of 32 x 32 whose outputs are discretized logistic
 distributions. Both sides have the same layers and optimizers; ours takes its steps
-inside a compiled loop, as experiments do, PyTorch in whichever way is the fastest on
-the machine. The ratio is PyTorch's time by ours. Two minutes on two CPU cores.
+inside a compiled loop, as experiments do, PyTorch, eager, in whichever way is the
+fastest on the machine. The ratio is PyTorch's time by ours. It takes two minutes on two
+CPU cores.
 """
 
 import itertools

@@ -153,7 +153,7 @@ def log_likelihood(mean: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
     """That of `discretized_logistic` for 256 levels from -1 to 1, of all images."""
     by, half = torch.exp(-log_scale)[:, None, None], 1 / 255
     above, below = (x + half - mean) * by, (x - half - mean) * by
-    inner = above + torch.log(-torch.expm1(below - above))
+    inner = above + torch.log(-torch.expm1(-2 * half * by))
     inner = inner - F.softplus(above) - F.softplus(below)
     each = torch.where(x < half - 1, -F.softplus(-above), inner)
     return torch.where(x > 1 - half, -F.softplus(below), each).sum()

@@ -132,6 +132,6 @@ def confusion_of(
       int32[C, C], how many examples of one class were taken for another, see
       `jaxnas.metrics.classification_metrics`.
     """
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    confusion, _ = judge(network, prepare, num_classes, batch_size, variables, data)
+    how = network, prepare, num_classes, batch_size
+    confusion, _ = judge(*how, state.variables, data)
     return np.asarray(confusion)

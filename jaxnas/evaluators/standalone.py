@@ -181,12 +181,11 @@ class _Trainer(NamedTuple):
             num_steps=epochs * (len(data["train"].labels) // self.batch_size),
             batch_size=self.batch_size,
         )
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         how = network, self.prepare[1], self.num_classes, self.batch_size
         found: dict[str, float] = {}
         for part, prefix in PARTS.items():
             if part in data:
-                confusion, loss = judge(*how, variables, data[part])
+                confusion, loss = judge(*how, state.variables, data[part])
                 metrics = classification_metrics(np.asarray(confusion))
                 metrics |= {"cross_entropy": loss}
                 ok = bool(np.isfinite(loss))
@@ -202,7 +201,7 @@ class _Trainer(NamedTuple):
             images = self.prepare[1](
                 jnp.asarray(data["valid"].images[: self.batch_size])
             )
-            found |= _measure(network, variables, images)
+            found |= _measure(network, state.variables, images)
         return found
 
 

@@ -177,10 +177,10 @@ def gan(
         for i in range(critic_steps):
             real, told = _part(i, size, (x, condition))
             z = jax.random.normal(keys[i, 0], (size, num_latent))
-            fake, _ = generate(_variables(player), keys[i, 1], z, told)
+            fake, _ = generate(player.variables, keys[i, 1], z, told)
             batch = real, jax.lax.stop_gradient(fake), told
             critic, metrics = update_discriminator(keys[i, 2], critic, batch)
-        batch = _part(0, size, condition), _variables(critic), size
+        batch = _part(0, size, condition), critic.variables, size
         player, own = update_generator(keys[-1, 0], player, batch)
         metrics = {
             "discriminator_loss": metrics.pop("loss"),
@@ -191,16 +191,12 @@ def gan(
 
     def sample(key: Array, state: GanState, z: Array, condition: PyTree = None):
         rngs = {"sample": key}
-        return generator.apply(_variables(state.generator), z, condition, rngs=rngs)
+        return generator.apply(state.generator.variables, z, condition, rngs=rngs)
 
     def score(state: GanState, x: PyTree, condition: PyTree = None) -> Array:
-        return discriminator.apply(_variables(state.discriminator), x, condition)
+        return discriminator.apply(state.discriminator.variables, x, condition)
 
     return Gan(init, update, sample, score)
-
-
-def _variables(state: TrainState) -> dict[str, PyTree]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def _is_of_batch(path: tuple) -> bool:

@@ -20,6 +20,7 @@ from jaxnas.generators.examples import (
     draw_any,
     draw_told,
     expect_fitted,
+    expect_updates,
     learn,
     rank_weights,
 )
@@ -72,7 +73,7 @@ def arch_gan(
         such encoding.
     """
     expect(1, num_latent=num_latent, width=width, layers=layers, batch_size=batch_size)
-    expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
+    expect_updates(num_pretrain, num_updates)
     expect(1e-6, temperature=temperature, sharpness=sharpness)
     expect(0, learning_rate=learning_rate)
     expect_one_of("a network", network, KINDS)
@@ -125,6 +126,7 @@ def arch_gan(
         return logits
 
     def score(state: GanState, arch: Array) -> Array:
+        expect_fitted(state.discriminator.step)
         return made.score(state, encoded(arch), None)
 
     return Generator(choices, num_latent, init, fit, decode, score)

@@ -20,6 +20,7 @@ from jaxnas.generators.examples import (
     draw_any,
     draw_told,
     expect_fitted,
+    expect_updates,
     learn,
     rank_weights,
 )
@@ -120,7 +121,7 @@ def arch_vae(
     expect(1, num_latent=num_latent, width=width, layers=layers)
     expect(2, batch_size=batch_size)
     expect(0, learning_rate=learning_rate)
-    expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
+    expect_updates(num_pretrain, num_updates)
     expect(1e-6, sharpness=sharpness)
     expect_one_of("a network", network, KINDS)
     check_targets(targets)
@@ -185,9 +186,12 @@ def arch_vae(
         return made.decode(state.training, z, None)
 
     def encode(state: ArchVaeState, arch: Array) -> Array:
+        expect_fitted(state.training.step)
         return made.encode(state.training, encoded(arch), None)[0]
 
     def score(state: ArchVaeState, arch: Array) -> Array:
+        expect_fitted(state.training.step)
+
         # Of the same noise for each, or else it would choose.
         def one(arch):
             x = encoded(arch[None])
@@ -196,6 +200,7 @@ def arch_vae(
         return jax.vmap(one)(arch)
 
     def predict(state: ArchVaeState, z: Array) -> Array:
+        expect_fitted(state.training.step)
         return to_fitness(state.scale, made.predict(state.training, z))
 
     return Generator(choices, num_latent, init, fit, decode, score, encode, predict)

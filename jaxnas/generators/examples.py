@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnas.base import Array, History, InputError, PyTree, SearchSpace
+from jaxnas.checks import expect
 
 
 def rank_weights(history: History, sharpness: float) -> Array:
@@ -37,7 +38,7 @@ def draw_told(key: Array, history: History, weights: Array, size: int) -> Array:
 
 
 def expect_fitted(step: Array) -> None:
-    """Refuses to draw by networks that have not learnt anything; a tracer passes.
+    """Refuses to ask networks that have not learnt anything; a tracer passes.
 
     Raises:
       InputError: not one update was made.
@@ -45,7 +46,22 @@ def expect_fitted(step: Array) -> None:
     if not isinstance(step, jax.core.Tracer) and not (step > 0).all():
         raise InputError(
             "expected a generator that was fitted, but it has made 0 updates: call fit "
-            "first, or give it num_pretrain of 1 or more"
+            "first, or give it num_pretrain of 1 or more; if it had some, they ended "
+            "with what is not finite: lower its learning_rate"
+        )
+
+
+def expect_updates(num_pretrain: int, num_updates: int) -> None:
+    """Refuses numbers of updates, 0 or more each, by which nothing is ever learnt.
+
+    Raises:
+      InputError: one is below 0, or both are 0.
+    """
+    expect(0, num_pretrain=num_pretrain, num_updates=num_updates)
+    if not num_pretrain and not num_updates:
+        raise InputError(
+            "expected num_pretrain or num_updates of 1 or more, but got 0 for both: "
+            "raise one"
         )
 
 

@@ -74,7 +74,8 @@ def vae(
         )
         bound, divergence = elbo(log_likelihood, evidence, batch.x, beta)
         loss = -bound.mean()
-        metrics = {"bound": bound.mean(), "divergence": divergence.mean()}
+        metrics = {"bound": (bound + (beta - 1) * divergence).mean()}
+        metrics["divergence"] = divergence.mean()
         if evidence.predicted is not None and batch.target is not None:
             known = jnp.ones_like(bound) if batch.known is None else batch.known
             errors = known * jnp.square(evidence.predicted - batch.target)
@@ -89,21 +90,17 @@ def vae(
 
     def bound(key: Array, state: TrainState, x: PyTree, condition: PyTree = None):
         rngs = {"sample": key}
-        evidence: Any = network.apply(_variables(state), x, condition, rngs=rngs)
+        evidence: Any = network.apply(state.variables, x, condition, rngs=rngs)
         return elbo(log_likelihood, evidence, x)
 
     def encode(state: TrainState, x: PyTree, condition: PyTree = None):
-        return network.apply(_variables(state), x, condition, method="encode")
+        return network.apply(state.variables, x, condition, method="encode")
 
     def decode(state: TrainState, z: Array, condition: PyTree = None):
-        return network.apply(_variables(state), z, condition, method="decode")
+        return network.apply(state.variables, z, condition, method="decode")
 
     def predict(state: TrainState, z: Array) -> Array:
-        said: Any = network.apply(_variables(state), z, method="predict")
+        said: Any = network.apply(state.variables, z, method="predict")
         return said
 
     return Vae(init, make_update(loss_fn, tx), bound, encode, decode, predict)
-
-
-def _variables(state: TrainState) -> dict[str, PyTree]:
-    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnas.base import Array
+from jaxnas.base import Array, InputError
+from jaxnas.checks import expect_one_of
 from jaxnas.nn.convolution import convolution, transposed_convolution
 
 ACTIVATIONS = {
@@ -23,6 +24,7 @@ ACTIVATIONS = {
 }
 Initializer = Callable[..., Array]  # key, shape, dtype
 NORMS = ("batch", "layer", "none")
+OUTPUTS = ("tanh", "linear", "logistic")
 
 
 def _initial(deviation: float | None, otherwise: Initializer) -> Initializer:
@@ -91,6 +93,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        expect_one_of("a norm", self.kind, NORMS)
         if self.kind == "batch":
             return nn.BatchNorm(not train, momentum=0.9)(x)
         # Of all numbers of an example (Ba et al. 2016), scaled by channel.
@@ -110,6 +113,9 @@ class Downward(nn.Module):
       spectral: whether the largest singular value of each kernel is kept at 1 (Miyato
         et al. 2018, arXiv:1802.05957).
       deviation: of initial weights, 0.02 for DCGAN; by the inputs' number by default.
+
+    Raises:
+      InputError: a name is unknown; here and below, when it is called.
     """
 
     widths: Sequence[int]
@@ -121,6 +127,7 @@ class Downward(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
+        expect_one_of("an activation", self.activation, ACTIVATIONS)
         for stage, width in enumerate(self.widths):
             norm = self.norm if stage else "none"
             layer = Halve(width, self.size, norm == "none", self.deviation)
@@ -157,7 +164,7 @@ class Discriminator(nn.Module):
         init = _initial(deviation, nn.initializers.lecun_normal())
         out = _layer(nn.Dense(1, kernel_init=init), spectral, x, train)[:, 0]
         if self.num_classes:
-            told = jax.nn.one_hot(condition, self.num_classes)
+            told = _one_hot(condition, self.num_classes)
             # So that at the start it adds no more than the layer above.
             init = _initial(deviation, scaling(1.0, "fan_out", "normal"))
             table = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init)
@@ -194,8 +201,8 @@ class Upward(nn.Module):
       size: of the kernels, in pixels.
       norm: of `NORMS`, before each stage.
       activation: of `ACTIVATIONS`.
-      output: "tanh", "linear", or "logistic": then the result is (images, log scales
-        float32[C], which do not depend on the vectors).
+      output: of `OUTPUTS`; of "logistic" the result is (images, log scales float32[C],
+        which do not depend on the vectors).
       num_classes: of the condition int32[N]; 0: there is none.
       deviation: of initial weights, 0.02 for DCGAN; by the inputs' number by default.
     """
@@ -211,6 +218,8 @@ class Upward(nn.Module):
 
     @nn.compact
     def __call__(self, z, condition=None, train=False):
+        expect_one_of("an activation", self.activation, ACTIVATIONS)
+        expect_one_of("an output", self.output, OUTPUTS)
         *shape, channels = self.image_shape
         stages = len(self.widths)
         rows, columns = (sides(side, stages)[::-1] for side in shape)
@@ -239,4 +248,18 @@ def _told(x: Array, condition: Array | None, num_classes: int) -> Array:
     """Puts one-hot labels behind vectors, where there are labels."""
     if not num_classes:
         return x
-    return jnp.concatenate([x, jax.nn.one_hot(condition, num_classes)], -1)
+    return jnp.concatenate([x, _one_hot(condition, num_classes)], -1)
+
+
+def _one_hot(condition: Array | None, num_classes: int) -> Array:
+    """Labels int32[N] as float32[N, num_classes].
+
+    Raises:
+      InputError: there are none.
+    """
+    if condition is None:
+        raise InputError(
+            f"expected labels int32[N] of {num_classes} classes as the condition, but "
+            "got none: give them, or make the network with num_classes of 0"
+        )
+    return jax.nn.one_hot(condition, num_classes)

@@ -191,8 +191,11 @@ def _autoencoder(
 def _adversaries(
     layers: Layers, num_classes: int = 0, spectral: bool = False
 ) -> Adversaries:
-    discriminator = Discriminator(layers.downward(spectral=spectral), num_classes)
-    generator = layers.upward(num_classes=num_classes)
+    # DCGAN's initial weights: a GAN learns far less from larger ones.
+    start = {"deviation": 0.02}
+    trunk = layers.downward(spectral=spectral, **start)
+    discriminator = Discriminator(trunk, num_classes)
+    generator = layers.upward(num_classes=num_classes, **start)
     return Adversaries(generator, discriminator, layers.num_latent)
 
 
