@@ -41,7 +41,8 @@ def acquired(config: Any, problem: Problem) -> dict[str, Any]:
 
         def recorded(carry, x):
             after, y = f(carry, x)
-            return after, (carry[0].score.mean(-1), y)
+            score = carry[0].score  # 0 where nothing new was left to choose
+            return after, (jnp.where(score == 0, jnp.nan, score), y)
 
         return jax.lax.scan(recorded, init, xs)
 
@@ -62,13 +63,21 @@ def acquired(config: Any, problem: Problem) -> dict[str, Any]:
     return {
         "name": config.acquisition,
         "queries": grid,
-        "acquisition": np.where(is_asked, np.asarray(acquisition).mean(1), np.nan),
+        "acquisition": np.where(is_asked, mean_of_known(acquisition), np.nan),
         "incumbent_test": accuracy_at(curves, curves.query, grid).mean(0),
         "test_accuracy": float(final.mean()),
         "ci95": [low, high],
         "surrogate_seconds": seconds / config.seeds,
         "training_cost": float(curves.cost[:, -1].mean()),
     }
+
+
+def mean_of_known(values: Array) -> np.ndarray:
+    """The mean over seeds and batch of [steps, seeds, batch], NaN where all are."""
+    values = np.asarray(values)
+    count = np.isfinite(values).sum((1, 2))
+    total = np.nansum(values, (1, 2))
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 
 def fronts(config: Any, problem: Problem, evaluator: Evaluator) -> dict[str, Any]:

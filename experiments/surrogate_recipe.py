@@ -1,10 +1,12 @@
 """The recipe: train some, predict many, verify the best; on a table or for real."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import kendalltau
 
 from jaxnas import cli, runs
 from jaxnas.base import (
@@ -17,7 +19,6 @@ from jaxnas.base import (
     SearchSpace,
     Surrogate,
 )
-from jaxnas.metrics import kendall_tau
 from jaxnas.search import incumbent, search
 from jaxnas.strategies.checks import propose
 from jaxnas.strategies.memory import Memory, canonical_keys, was_asked
@@ -68,7 +69,11 @@ def run_on_table(config: Any, problem: Problem) -> dict[str, Any]:
     state, log, judged, best = jax.device_get(recipe(keys, problem.evaluator.data))
     by_seed = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), log)
     rows = [
-        _row(config, *jax.tree.map(lambda x: x[i], (state, by_seed, judged, best)))  # noqa: B023
+        _row(
+            config,
+            problem,
+            *jax.tree.map(lambda x: x[i], (state, by_seed, judged, best)),  # noqa: B023
+        )
         for i in range(config.seeds)
     ]
     return {"seeds": rows}
@@ -79,7 +84,7 @@ def run_for_real(config: Any, problem: Problem, run: runs.Run) -> dict[str, Any]
     surrogate = SURROGATES[config.surrogate](problem.space)
     strategy = _strategy(config, problem.space, surrogate, config.batch)
     steps = -(-config.train // config.batch) - (-config.verify // config.batch)
-    rows = []
+    cross_validate, rows = cross_validator(surrogate), []
     for seed in range(config.seeds):
         # The first keys are of the data and of the final training.
         key = jax.random.fold_in(jax.random.key(config.seed), 3 + seed)
@@ -92,30 +97,34 @@ def run_for_real(config: Any, problem: Problem, run: runs.Run) -> dict[str, Any]
                 f"expected candidates that can be trained, but {config.train} of "
                 f"{config.train} failed: try another --learning-rate or --space"
             )
-        judged = *cross_validate(key, surrogate, history), history.fitness
+        # Apart from the keys of the search, which number its steps.
+        key_judge = jax.random.fold_in(key, 2**31)
+        judged = *cross_validate(key_judge, history), history.fitness
         judged = [np.asarray(x)[np.asarray(history.known)] for x in judged]
-        rows.append(_row(config, jax.device_get(state), log, judged, incumbent(log)))
+        state = jax.device_get(state)
+        rows.append(_row(config, problem, state, log, judged, incumbent(log)))
     return {"seeds": rows}
 
 
-def cross_validate(
-    key: Array, surrogate: Surrogate, history: History
-) -> tuple[Array, Array]:
-    """Predicts each of N by the other folds: mean and deviation, float32[N]."""
-    fold = jnp.arange(len(history.known)) % FOLDS
+def cross_validator(
+    surrogate: Surrogate,
+) -> Callable[[Array, History], tuple[Array, Array]]:
+    """Makes what predicts each of N by the other folds: mean, deviation float32[N]."""
 
     @jax.jit
     def predict(key: Array, history: History):
-        def one(left_out: Array):
+        fold = jnp.arange(len(history.known)) % FOLDS
+
+        def one(left_out: Array, key: Array):
             seen = history._replace(known=history.known & (fold != left_out))
             key_init, key_fit = jax.random.split(key)
             state = surrogate.fit(key_fit, surrogate.init(key_init, seen), seen)
             return surrogate.predict(state, history.arch)
 
-        found = jax.vmap(one)(jnp.arange(FOLDS))
+        found = jax.vmap(one)(jnp.arange(FOLDS), jax.random.split(key, FOLDS))
         return jax.tree.map(lambda x: x[fold, jnp.arange(len(fold))], found)
 
-    return predict(key, history)
+    return predict
 
 
 def _strategy(config, space, surrogate, batch_size):
@@ -138,16 +147,29 @@ def _summarise(log: Log) -> dict[str, Any]:
 
 
 def _row(
-    config: Any, state: PredictorState, log: Log, judged: Any, best: Array
+    config: Any,
+    problem: Problem,
+    state: PredictorState,
+    log: Log,
+    judged: Any,
+    best: Array,
 ) -> dict[str, Any]:
     """What one seed found, as lists."""
     known = np.isfinite(np.asarray(judged[-1]))
+    if known.sum() < 2 or not np.any(state.is_new):
+        raise InputError(
+            "expected random architectures to predict that were not trained, but of "
+            f"{config.predict} a seed drew none or one: raise --predict, lower --train"
+        )
     mean, deviation, measured = (np.asarray(part)[known] for part in judged)
     asked = log.proposal.budget > 0
     archs, fitness = log.proposal.arch[asked], log.feedback.fitness[asked]
-    tests = log.feedback.metrics.get("test_accuracy", log.feedback.fitness)[asked]
     at = int(np.flatnonzero((archs == np.asarray(best)).all(1))[0])
     verified = slice(config.train, None)
+    tested = {}
+    if problem.is_table:  # of what is trained, the best is tested at the end
+        tests = log.feedback.metrics["test_accuracy"][asked]
+        tested = {"verified_test": tests[verified], "best_test": float(tests[at])}
     return {
         "archs": archs,
         "fitness": fitness,
@@ -155,15 +177,14 @@ def _row(
         "judged_predicted": mean,
         "judged_deviation": deviation,
         "judged_measured": measured,
-        "kendall_tau": float(kendall_tau(mean, measured)),
+        "kendall_tau": float(np.nan_to_num(kendalltau(mean, measured).statistic)),
         "coverage": coverage(mean, deviation, measured),
         "verified_predicted": state.mean[state.is_new],
         "verified_deviation": state.deviation[state.is_new],
         "verified_measured": fitness[verified],
-        "verified_test": tests[verified],
         "best": np.asarray(best),
         "best_fitness": float(fitness[at]),
-        "best_test": float(tests[at]),
+        **tested,
     }
 
 

@@ -31,6 +31,7 @@ def summary(config: Any, problem: Problem, found: dict[str, Any]) -> dict[str, A
     verified = {
         name: problem.factor * numbers(first[f"verified_{name}"])
         for name in ("predicted", "deviation", "measured", "test")
+        if f"verified_{name}" in first
     }
     best = "best_test" if problem.is_table else "best_fitness"
     result = {
@@ -160,8 +161,8 @@ def show(result: dict[str, Any]) -> None:
     verified = {name: numbers(row) for name, row in result["verified"].items()}
     for i, mean in enumerate(verified["predicted"]):
         row = [str(i + 1), f"{mean:.2f} ± {verified['deviation'][i]:.2f}"]
-        row += [f"{verified['measured'][i]:.2f}", f"{verified['test'][i]:.2f}"]
-        table.add_row(*row[: len(columns)])
+        row += [f"{verified[x][i]:.2f}" for x in ("measured", "test") if x in verified]
+        table.add_row(*row)
     console.print(table)
     for name in ("kendall_tau", "coverage", "best_test_accuracy", "best_validation"):
         if name in result:

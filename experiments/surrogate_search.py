@@ -124,7 +124,7 @@ def check(config: Config) -> None:
     ranges: dict[str, tuple[float, float]] = {name: (1, inf) for name in counts}
     ranges |= {
         "train": (2, inf),
-        "predict": (config.verify, 100_000),
+        "predict": (max(2, config.verify), 100_000),
         "queries": (20, inf),
         "front_queries": (20, inf),
         "seed": (0, 2**32 - 1),

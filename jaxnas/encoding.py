@@ -48,10 +48,10 @@ def encoder(
             f"expected a space whose architectures are graphs for the {encoding} "
             f"encoding, but got {space.name}: choose one_hot"
         )
-    graphs = space.graphs
+    graphs = graphs_of(space)
     if encoding == "adjacency":
-        return lambda arch: adjacency(graphs.of(_whole(arch, encoding)))
-    return lambda arch: paths(graphs.of(_whole(arch, encoding)), graphs.longest)
+        return lambda arch: adjacency(graphs.of(arch))
+    return lambda arch: paths(graphs.of(arch), graphs.longest)
 
 
 def _relaxed(arch, num_choices):
@@ -64,8 +64,8 @@ def _whole(arch, encoding):
     """Lets int32[D] pass: features would be taken for choices that there are not."""
     if jnp.issubdtype(arch.dtype, jnp.floating):
         raise InputError(
-            f"expected architectures for the {encoding} encoding, but got features "
-            f"{arch.dtype}{list(arch.shape)}: for latents choose latent"
+            f"expected an architecture int32[D] to encode as {encoding}, but got "
+            f"features {arch.dtype}{list(arch.shape)}: for latents choose latent"
         )
     return arch
 
@@ -103,10 +103,15 @@ def paths(graph: Graph, longest: int) -> Array:
 
 
 def graphs_of(space: SearchSpace) -> Graphs:
-    """Those of a space; where it has none its decisions, one after the other."""
-    return space.graphs or Graphs(
+    """Those of a space; where it has none its decisions, one after the other.
+
+    Raises:
+      InputError: by `of`, as it is traced, where it is given features.
+    """
+    graphs = space.graphs or Graphs(
         lambda arch: _line(arch, space.num_choices), len(space.num_choices)
     )
+    return graphs._replace(of=lambda arch: graphs.of(_whole(arch, "graph")))
 
 
 def _line(arch, num_choices):

@@ -4,6 +4,7 @@ A point dominates another where it is no worse by any objective and better by on
 functions are traceable; a point that is not finite is left out as one that is unknown.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -89,8 +90,12 @@ def hypervolume(
       objectives: float32[N, M], M of 1 or more.
       reference: float32[M]. A point that is not above it in all counts for nothing.
       known: bool[N], those that there are; all by default.
+
+    Raises:
+      AssertionError: the reference is not of as many objectives.
     """
     points, reference = jnp.asarray(objectives), jnp.asarray(reference)
+    chex.assert_shape(reference, points.shape[1:])
     above = jnp.all(points > reference[None], 1) & usable(points)
     # Not by `known`: where only that is an axis, one order serves all.
     points = jnp.where(above[:, None], points - reference[None], 0.0)

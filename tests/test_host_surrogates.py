@@ -222,6 +222,8 @@ def test_large_batches_come_through_a_compiled_program():
         ("random_forest", {"min_leaf": 0}, "min_leaf of 1 or more, but got 0"),
         ("svm", {"num_bags": 1}, "num_bags of 2 or more, but got 1"),
         ("svm", {"C": 0.0}, "C above 0 .* but got 0.0"),
+        ("svm", {"C": np.inf}, "a finite C above 0 .* but got inf"),
+        ("svm", {"gamma": np.inf}, "gamma above 0, .* but got inf"),
         ("svm", {"epsilon": -0.1}, "epsilon of 0 or more, but got 1.0 and -0.1"),
         ("svm", {"gamma": "auto_scale"}, "one of scale, auto, but got auto_scale"),
         ("svm", {"gamma": -1.0}, "gamma above 0, .* but got -1.0"),

@@ -63,6 +63,11 @@ def test_what_is_not_finite_is_left_out():
     assert hypervolume(points, jnp.zeros(2)) == 2
 
 
+def test_reference_of_other_objectives_is_refused():
+    with pytest.raises(AssertionError):
+        hypervolume(jnp.ones((3, 2)), jnp.zeros(1))
+
+
 @checked
 @given(points_of)
 def test_ranks_are_fronts_peeled_off(points):

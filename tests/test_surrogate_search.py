@@ -123,6 +123,7 @@ def test_real_training_ends_with_a_tested_network(run, tmp_path):
     assert 0 <= result["test_accuracy"] <= 100
     assert result["hypervolume"] >= 0
     assert result["best_test_accuracy"]["mean"] == result["test_accuracy"]
+    assert "test" not in result["verified"]  # but for the best nothing was tested
     assert len(read(folder, "recipe.json")["seeds"][0]["archs"]) == 12
     assert "the best, trained on all images" in "\n".join(out)
     assert (folder / "architecture.json").exists()
@@ -144,6 +145,12 @@ def test_sizes_that_the_table_has_not_are_left_out(done, run, tmp_path):
     code, out, _ = run(*given, "--parts", "study")
     assert code == 0
     assert out[0] == "tiny has 96 architectures: sizes are ()"
+
+
+def test_seed_with_nothing_new_to_predict_is_one_line(run, tmp_path):
+    flags = "--train 94 --predict 2 --verify 1 --seeds 4 --parts importance"
+    given = "--benchmark", save_table(tmp_path), "--workdir", tmp_path / "run"
+    assert_refused(run(*flags.split(), *given), "raise --predict, lower --train")
 
 
 @pytest.mark.parametrize(

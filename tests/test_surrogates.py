@@ -286,3 +286,26 @@ def test_hamming_kernel_looks_at_decisions_alone():
 def test_wrong_arguments_are_refused_at_build(name, wrong, expected):
     with pytest.raises(InputError, match=expected):
         SURROGATES[name](SPACE, **wrong)
+
+
+def test_ensembles_of_several_rates_are_fitted_side_by_side():
+    history = history_of()
+
+    def predicted(rate):
+        small = {"widths": (4,), "num_members": 2, "num_updates": 3}
+        model = SURROGATES["ensemble"](SPACE, learning_rate=rate, **small)
+        state = model.fit(KEYS[0], model.init(KEYS[1], history), history)
+        return model.predict(state, WANTED)[0]
+
+    rates = jnp.array([0.001, 0.1])
+    together = jax.jit(jax.vmap(predicted))(rates)
+    for rate, found in zip(rates, together, strict=True):
+        np.testing.assert_allclose(found, predicted(rate), rtol=1e-4)
+
+
+def test_graphs_are_not_made_of_features():
+    model = SURROGATES["graph_predictor"](nasbench201(), num_updates=0)
+    history = History(jnp.zeros((2, 6), jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
+    state = model.init(KEYS[0], history)
+    with pytest.raises(InputError, match=r"architecture int32\[D\] to encode as graph"):
+        model.predict(state, jnp.zeros((1, 6, 5)))

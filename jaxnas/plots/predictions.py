@@ -22,9 +22,10 @@ def plot_predictions(
 ) -> Figure:
     """Plots measured values over predicted ones with error bars, and the diagonal.
 
-    Bars are 1.96 predicted deviations long to each side: 95 of 100 should cross the
-    diagonal. Of a group with more than 200 points the first 200 are drawn. The axes
-    leave out the lowest twentieth of what was measured.
+    Bars are 1.96 predicted deviations long to each side: of what is measured without
+    noise, 95 of 100 should cross the diagonal; a surrogate's deviations leave noise
+    out, so fewer do. Of a group with more than 200 points the first 200 are drawn. The
+    axes leave out the lowest twentieth of what was measured.
 
     Args:
       groups: name -> (predicted float[N], deviation float[N], measured float[N]).

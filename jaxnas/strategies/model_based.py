@@ -58,7 +58,7 @@ def model_based(
       space: what is searched.
       init_model: makes the model's state; nothing is remembered yet.
       think: what the model does after each step, from the last initial one on.
-      num_initial: random architectures before, in whole batches.
+      num_initial: random architectures before, in whole batches, up to num_queries.
       batch_size: B, architectures a step.
       num_queries: the last so many evaluations are remembered.
       budget: of each evaluation, in epochs.
@@ -68,6 +68,7 @@ def model_based(
     """
     expect(1, num_initial=num_initial, batch_size=batch_size, budget=budget)
     expect(batch_size, num_queries=num_queries)
+    num_initial = min(num_initial, num_queries)  # or the first would be forgotten
 
     def init(key: Array) -> ModelBasedState:
         memory = empty(space, num_queries)

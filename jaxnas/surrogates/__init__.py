@@ -20,7 +20,7 @@ SURROGATES: dict[str, Callable[..., Surrogate]] = {
 """Every surrogate by name, with the space as the one argument that it needs."""
 
 REFITTED: dict[str, dict[str, Any]] = {
-    "ensemble": {"num_updates": 30, "targets": "ranks"},
+    "ensemble": {"num_updates": 60, "targets": "ranks"},
     "gp": {"num_starts": 1, "num_updates": 10, "targets": "clipped"},
     "graph_predictor": {"num_updates": 10, "targets": "ranks"},
     "random_forest": {"num_trees": 30, "targets": "clipped"},

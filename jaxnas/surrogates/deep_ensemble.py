@@ -58,7 +58,6 @@ def deep_ensemble(
     expect(0, num_updates=num_updates, learning_rate=learning_rate)
     expect(0, weight_decay=weight_decay)
     check_targets(targets)
-    tx = optax.adamw(learning_rate, weight_decay=weight_decay)
 
     def output(params: PyTree, encoded: PyTree) -> Array:
         return jax.vmap(lambda x: network.apply({"params": params}, x)[0])(encoded)
@@ -69,13 +68,18 @@ def deep_ensemble(
         errors = counts * (output(params, encoded) - y) ** 2
         return errors.sum() / jnp.maximum(counts.sum(), 1), (batch_stats, {})
 
-    update = make_update(loss_fn, tx)
+    def optimizer(rates):
+        learning_rate, weight_decay = rates
+        return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+    rates = jnp.asarray(learning_rate), jnp.asarray(weight_decay)  # may be traced
 
     def init(key: Array, history: History) -> EnsembleState:
         example = encode(history.arch[0])
 
         def start(key):
-            return init_state(init_variables(network, key, example), tx)
+            variables = init_variables(network, key, example)
+            return init_state(variables, optimizer(rates))
 
         training = jax.vmap(start)(jax.random.split(key, num_members))
         shape = num_members, len(history.known)
@@ -84,8 +88,9 @@ def deep_ensemble(
         return EnsembleState(training, counts.astype(jnp.float32), scale)
 
     @one_by_one  # one ensemble stays in a core's cache, many do not
-    def learn_all(key, training, batch):
+    def learn_all(key, rates, training, batch):
         encoded, y, counts = batch
+        update = make_update(loss_fn, optimizer(rates))
 
         def learned(training, counts):
             def descend(_, training):
@@ -101,7 +106,7 @@ def deep_ensemble(
         encoded = jax.vmap(encode)(history.arch)
 
         batch = encoded, y, state.counts * history.known[None]
-        training = learn_all(key, state.training, batch)
+        training = learn_all(key, rates, state.training, batch)
         return state._replace(training=training, scale=scale)
 
     def members(state: EnsembleState, arch: Array) -> Array:

@@ -5,6 +5,7 @@ is used. Its steps have no line search, which would compute likelihoods for no g
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
 
 import jax
@@ -150,7 +151,23 @@ def gp(
         drawn = posterior_draw(key, form, state.posterior, encode(arch))
         return to_fitness(state.scale, drawn)
 
-    return Surrogate(init, fit, predict, sample)
+    return Surrogate(
+        _in_whole_float32(init),
+        _in_whole_float32(fit),
+        _in_whole_float32(predict),
+        _in_whole_float32(sample),
+    )
+
+
+def _in_whole_float32(function: Callable) -> Callable:
+    """By default GPUs and TPUs round a product's factors, and variances cancel."""
+
+    @wraps(function)
+    def precise(*args):
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    return precise
 
 
 def _encoded(

@@ -4,6 +4,8 @@ Drucker, Burges, Kaufman, Smola and Vapnik 1997, "Support vector regression mach
 the bagged ones after L. Breiman 1996, https://doi.org/10.1007/BF00058655.
 """
 
+from math import inf
+
 import numpy as np
 
 from jaxnas.base import InputError, SearchSpace, Surrogate
@@ -64,12 +66,12 @@ def svm(
 
 def _check(num_bags, C, epsilon, gamma):
     expect(2, num_bags=num_bags)  # whose deviation it is
-    if not (C > 0 and epsilon >= 0):
+    if not (0 < C < inf and 0 <= epsilon < inf):  # without a bound it may never end
         raise InputError(
-            f"expected C above 0 and epsilon of 0 or more, but got {C} and {epsilon}: "
-            "change these"
+            "expected a finite C above 0 and epsilon of 0 or more, but got "
+            f"{C} and {epsilon}: change these"
         )
-    if gamma not in GAMMAS and (isinstance(gamma, str) or not gamma > 0):
+    if gamma not in GAMMAS and (isinstance(gamma, str) or not 0 < gamma < inf):
         raise InputError(
             f"expected gamma above 0, or one of {', '.join(GAMMAS)}, but got {gamma}: "
             "choose one"
