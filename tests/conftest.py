@@ -1,5 +1,6 @@
 """What every test runs under, and what several files of tests use."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from jaxnas.evaluators.memory import make_room
 # process whose flags it does not know: jaxlib 0.10.2 and 0.11.2 have both.
 LESS = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join([*LESS, os.environ.get("XLA_FLAGS", "")])
+
+# Tracing makes many objects, few of which are garbage, and millions stay: a twentieth
+# of the time went into looking for it.
+gc.set_threshold(100_000, 20, 50)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

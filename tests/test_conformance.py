@@ -35,7 +35,7 @@ from jaxnas.strategies import (
 )
 from jaxnas.surrogates.gp import gp
 
-NUM_STEPS, CHUNK = 8, 3
+NUM_STEPS, CHUNK = 9, 3  # chunks of a length: one program
 KEYS = jax.random.split(jax.random.key(7), 2)
 
 # Every strategy in one space, and in the others those that call all of a space's

@@ -183,7 +183,7 @@ def test_killed_run_ends_as_the_uninterrupted_one(whole, shared, tmp_path):
     }
 
 
-def test_damaged_checkpoint_is_one_line_and_stays(whole, shared, tmp_path):
+def test_damaged_checkpoint_is_one_line_and_stays(whole, run, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     newest = tmp_path / "checkpoints" / "searching" / "8"
@@ -192,7 +192,7 @@ def test_damaged_checkpoint_is_one_line_and_stays(whole, shared, tmp_path):
     )[-1:]
     os.truncate(largest, largest.stat().st_size // 2)
     before = contents(tmp_path)
-    code, _, err = finish(start(shared, tmp_path))
+    code, _, err = run("--workdir", tmp_path, *TINY)
     assert code == 2
     assert err.startswith(f"error: checkpoint {newest} is damaged")
     assert err.count("\n") == 1

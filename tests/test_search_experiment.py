@@ -83,11 +83,18 @@ def start(images: Path, workdir: Path, cache: Path) -> subprocess.Popen:
     )
 
 
-def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
-    whole = start(images, tmp_path / "whole", tmp_path / "cache")
-    out, err = whole.communicate()
-    assert (whole.returncode, err) == (0, ""), out
-    folder = tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """A folder with the work folder of an uninterrupted run, and what it compiled."""
+    folder = tmp_path_factory.mktemp("runs")
+    process = start(images, folder / "whole", folder / "cache")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out
+    return folder
+
+
+def test_search_leaves_everything(whole):
+    folder = whole / "whole"
     assert {path.name for path in folder.iterdir()} == FILES
     result = read(folder)
     assert (result["space"], result["evaluations"]) == ("chain", 6)
@@ -106,16 +113,21 @@ def test_search_leaves_everything_and_goes_on_after_a_kill(images, tmp_path):
         with Image.open(folder / name) as picture:
             assert len(picture.convert("L").getcolors()) > 10
 
-    killed = start(images, tmp_path / "killed", tmp_path / "cache")
+
+@pytest.mark.slow
+def test_killed_search_ends_as_the_uninterrupted_one(whole, images, tmp_path):
+    killed = start(images, tmp_path / "killed", whole / "cache")
     checkpoint = tmp_path / "killed" / "checkpoints" / "searching"
     while killed.poll() is None and not any(checkpoint.glob("[0-9]*")):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    again = start(images, tmp_path / "killed", tmp_path / "cache")
+    again = start(images, tmp_path / "killed", whole / "cache")
     assert again.communicate()[1] == ""
-    found = read(tmp_path / "killed")
-    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "killed")]
+    result, found = read(whole / "whole"), read(tmp_path / "killed")
+    logs = [
+        (at / "log.csv").read_text() for at in (whole / "whole", tmp_path / "killed")
+    ]
     assert logs[0] == logs[1]
     same = {k for k in result if "second" not in k}
     assert {k: found[k] for k in same} == {k: result[k] for k in same}

@@ -172,7 +172,9 @@ def compute(name, weights, drop_rate=0.0, **how):
 # The whole supernet, and the networks by themselves
 
 
-@every_case
+@pytest.mark.parametrize(
+    "name", ["nasbench201", pytest.param("darts", marks=pytest.mark.slow)]
+)
 def test_single_path_is_the_whole_supernet_at_one_hot_weights(name):
     case = CASES[name]
     old = draw_variables(case.make())["batch_stats"]

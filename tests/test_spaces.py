@@ -268,7 +268,7 @@ def compile_outputs(network):
 def test_supernet_at_one_hot_weights_is_the_network(name):
     space = space_of(name)
     size = SIZES.get(name, SIZE)
-    archs = np.asarray(sample(name, 4)[:2])
+    archs = np.asarray(sample(name, 4)[:1])  # each compiles a network of its own
     variables = draw_variables(space.network(**size), encode(name)(archs)[0])
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
     with jax.enable_x64(True):
