@@ -196,12 +196,11 @@ class Trainer(NamedTuple):
 
     def look(self, data: dict[str, Batch], weights, state) -> dict[str, Array]:
         """The metrics on all examples but those of training."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         how = self.network, self.prepare[1], self.num_classes, self.batch_size
         found: dict[str, Array] = {}
         for part, prefix in PARTS.items():
             if part in data:
-                confusion, loss = judge(*how, variables, data[part], weights)
+                confusion, loss = judge(*how, state.variables, data[part], weights)
                 metrics = classification_metrics(confusion) | {"cross_entropy": loss}
                 # A network whose logits are not finite prefers no class.
                 ok = jnp.isfinite(loss)
