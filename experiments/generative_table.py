@@ -13,7 +13,7 @@ from generative_parts import Method, Work, in_steps, judge, known_to, qualities
 from generative_results import draw, interval
 from jax import lax
 
-from jaxnas import benchmarks, runs
+from jaxnas import benchmarks, cli, runs
 from jaxnas.base import Evaluator, PyTree, SearchSpace, Strategy
 from jaxnas.evaluators.tabular import tabular
 from jaxnas.incumbents import accuracy_at, follow
@@ -32,6 +32,7 @@ def on_table(config: Any, method: Method) -> tuple[Any, Work]:
     """Reads the table; returns what runs the searches that are not done yet."""
     table = benchmarks.load(config.benchmark)
     space = space_of(table)
+    cli.check_ranges(config, {"queries": (1, len(table.archs))})
     dataset = table.datasets[0] if config.dataset == "auto" else config.dataset
     signals = config.signals or (benchmarks.default_signal(table),)
     config = replace(config, dataset=dataset, signals=signals)

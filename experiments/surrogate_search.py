@@ -144,6 +144,8 @@ def on_table(config: Config) -> tuple[Config, Problem, Table]:
     dataset = table.datasets[0] if config.dataset == "auto" else config.dataset
     signal = config.signal or benchmarks.default_signal(table)
     config = replace(config, dataset=dataset, signal=signal)
+    if "acquisition" in config.parts:
+        cli.check_ranges(config, {"queries": (20, len(table.archs))})
     space = space_of(table)
     evaluator = tabular(space, table, dataset, signal=signal)
     fits = tuple(n for n in config.sizes if n <= len(table.archs) - LEAST_TESTED)

@@ -98,6 +98,7 @@ class Run:
         self._files: list[str] = state.get("files", [])
         if not (isinstance(self.seconds, dict) and isinstance(self._files, list)):
             raise InputError(f"{folder / 'run.json'} is damaged: delete it")
+        self._parts: list[str] = []  # that `once` has
         self._phase: str | None = None
         self._since = 0.0
         self.log = Log(self.path("log.csv"), tuple(columns))
@@ -126,6 +127,7 @@ class Run:
         path = self.path(f"{name}.json")
         if not path.exists():
             self.write_json(path.name, work())
+        self._parts.append(name)
         return read_json(path, "delete it to run that part again") or {}
 
     def checkpoints(self, phase: str) -> Checkpoints:
@@ -176,8 +178,10 @@ class Run:
         return dict(plain(whole))
 
     def kept(self) -> str:
-        """Says which checkpoint the run goes on from."""
+        """Says what the run goes on from: a checkpoint, or else parts that are done."""
         phases = [phase for phase in _phases(self.folder) if phase.steps()]
+        if not phases and self._parts:
+            return f"{', '.join(self._parts)} kept"
         if not phases:
             return "there is no checkpoint yet"
         newest = max(phases, key=lambda phase: phase.folder.stat().st_mtime_ns)

@@ -116,6 +116,7 @@ def test_candidates_are_trained_for_real(run, tmp_path):
         ("gan_search", "--encoding tree", "choose sequence"),
         ("vae_search", "--encoding adjacency", "choose sequence"),
         ("vae_search", "--queries 4", "--queries of 10 or more"),
+        ("gan_search", "--queries 2000", "--queries from 1 to"),
         ("vae_search", "--seeds 0", "--seeds of 1 or more"),
         ("gan_search", "--signals loss_4ep", "loss_4ep"),
         ("gan_search", "--dataset b", "a dataset of a"),

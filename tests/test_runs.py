@@ -273,6 +273,17 @@ def test_diverged_run_says_which_checkpoint_is_kept(tmp_path):
     assert str(interrupted.value) == f"the last good checkpoint is {kept}"
 
 
+def test_stopped_run_says_which_parts_are_kept(tmp_path):
+    def stopped():
+        with open_run(Config(tmp_path), COLUMNS) as run:
+            run.once("front", dict)
+            run.once("study", dict)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="^front, study kept$"):
+        stopped()
+
+
 EXPERIMENT = """
 import dataclasses, os, pathlib, signal, sys
 import numpy as np

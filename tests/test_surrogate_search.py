@@ -159,6 +159,7 @@ def test_seed_with_nothing_new_to_predict_is_one_line(run, tmp_path):
         ("--train 1", "--train of 2 or more"),
         ("--verify 30", "--predict from 30"),
         ("--queries 5", "--queries of 20 or more"),
+        ("--parts acquisition --queries 97", "--queries from 20 to 96"),
         ("--parts study --sizes 1", "--sizes of 2 or more"),
         ("--train 200", "--train below the 96 architectures"),
         ("--surrogate oracle", "oracle"),
