@@ -280,7 +280,7 @@ def test_stopped_run_says_which_parts_are_kept(tmp_path):
             run.once("study", dict)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="^front, study kept$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^front, study kept$"):
         stopped()
 
 
