@@ -19,9 +19,8 @@ noise that the likelihood has, so the Frechet distance is large.
 On CIFAR-10, with two cores of an Intel Xeon that other work shared, `--preset paper`
 took 12 minutes: 7:26 for the 4,000 steps, at 9 a second, and 2:24 for the classifier
 that judges. It ended at 6.34 bits per dimension (-13,502 nats an image, of which 285
-are divergence; scales of 10.3 to 11.1 of 255 levels). The Frechet distance was 37.5,
-where training images have 0.11; precision was 93 % and recall 4 %
-(cifar10-32x32-cnn64-3ep, of 71.2 % test accuracy).
+are divergence; scales of 10.3 to 11.1 of 255 levels). Precision
+was 93 % and recall 4 % (cifar10-32x32-cnn64-3ep, of 71.2 % test accuracy).
 """
 
 from dataclasses import dataclass

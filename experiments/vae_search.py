@@ -5,8 +5,8 @@
 searches the small table that the package carries, beside random search, regularized
 evolution and Bayesian optimisation. On NAS-Bench-201, by both usual signals:
 
-    python experiments/vae_search.py --benchmark nasbench201.npz --dataset cifar10 \
-        --signals valid_acc_12ep test_acc_200ep --queries 400
+    python experiments/vae_search.py --preset paper --benchmark nasbench201.npz \
+        --dataset cifar10 --signals valid_acc_12ep test_acc_200ep --queries 400
 
 For real, training candidates of a space on images:
 

@@ -43,6 +43,18 @@ def test_curves_that_are_gaps_alone_make_a_picture(value, tmp_path):
     assert figure.axes[0].get_yscale() == "linear"
 
 
+def test_dot_is_where_all_seeds_have_found_the_best():
+    x, regret = falling()
+    figure = plot_regret({"a": (x, np.where(x < 12, regret, 0)), "b": (x, regret)})
+    curve, dot, other = figure.axes[0].lines
+    assert np.nanmax(np.where(np.isfinite(curve.get_ydata()), x, np.nan)) == 11
+    np.testing.assert_allclose(dot.get_xydata(), [[11, regret[:, 10].mean()]])
+    assert np.isfinite(other.get_ydata()).all()
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["b", "a, all at the best"]
+
+
 def test_axis_of_regret_is_logarithmic():
     axes = plot_regret({"a": falling()}).axes[0]
     assert axes.get_yscale() == "log"

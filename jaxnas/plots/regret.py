@@ -1,6 +1,7 @@
 """Regret curves: how far from the best a search is, over what it has spent."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,8 +25,8 @@ def plot_regret(
     """Plots the mean regret of each strategy with its 95 % bootstrap band, log y.
 
     The legend has the least final regret last. Where a seed has no number yet (NaN),
-    and where every seed has found the best, the curve has a gap. Where all have gaps
-    alone, the axis is not logarithmic.
+    and where every seed has found the best, the curve has a gap; a dot is where it ends
+    so. Where all have gaps alone, the axis is not logarithmic.
 
     Args:
       curves: name of a strategy -> (spent float[N], regret float[S, N] of S seeds, 0
@@ -45,7 +46,8 @@ def plot_regret(
     figure, grid = make_panels(1, 1, (8.6, 4.6), title)
     axes = grid[0, 0]
     last = {name: mean[-1] for name, (mean, *_) in bands.items()}
-    handles = {}
+    handles: dict[str, Any] = {}
+    names = {name: name for name in points}
     for number, (name, (x, _)) in enumerate(points.items()):
         mean, low, high = bands[name]
         repeat, place = divmod(number, len(SERIES))
@@ -56,6 +58,13 @@ def plot_regret(
         (handles[name],) = axes.plot(
             x, mean, color=color, linestyle=dash, linewidth=1.6, label=name
         )
+        if shown.any() and last[name] == 0:
+            end = np.flatnonzero(shown)[-1]
+            (dot,) = axes.plot(x[end], mean[end], "o", color=color, markersize=5)
+            handles[name], names[name] = (
+                (handles[name], dot),
+                f"{name}, all at the best",
+            )
     if any((mean > 0).any() for mean, *_ in bands.values()):
         axes.set_yscale("log")
         _label_decades(axes.yaxis)
@@ -65,7 +74,7 @@ def plot_regret(
     order = sorted(handles, key=lambda name: -np.nan_to_num(last[name], nan=np.inf))
     figure.legend(
         [handles[name] for name in order],
-        order,
+        [names[name] for name in order],
         loc="outside right upper",
         frameon=False,
         fontsize=9.5,
