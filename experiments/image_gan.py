@@ -20,7 +20,7 @@ On MNIST, with two cores that other work had half of:
   they should have (mnist-28x28-cnn64-3ep, of 99.2 % test accuracy; it took 2:30
   minutes). The 8,000 steps took 16 minutes, at 8 a second; with less beside them there
   were 25 a second.
-- `--preset quick --no-conditional` (AMD EPYC): all ten digits occur among 1,000 samples,
+- `--preset quick --no-conditional` (AMD EPYC): all ten digits occur in 1,000 samples,
   the Frechet distance is 26.9, where training images have 0.53, precision 68 % and
   recall 81 %. The 1,500 steps took 2 minutes, the classifier 2:45 (99.3 %).
 """
