@@ -61,10 +61,8 @@ def plot_regret(
         if shown.any() and last[name] == 0:
             end = np.flatnonzero(shown)[-1]
             (dot,) = axes.plot(x[end], mean[end], "o", color=color, markersize=5)
-            handles[name], names[name] = (
-                (handles[name], dot),
-                f"{name}, all at the best",
-            )
+            handles[name] = handles[name], dot
+            names[name] = f"{name}, all at the best"
     if any((mean > 0).any() for mean, *_ in bands.values()):
         axes.set_yscale("log")
         _label_decades(axes.yaxis)
