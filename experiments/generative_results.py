@@ -53,7 +53,7 @@ def draw(
 
 def show(result: dict[str, Any]) -> None:
     """Prints the summary of a finished run."""
-    console = rich.console.Console(width=100)
+    console = rich.console.Console(width=120)
     for signal, rows in result["incumbent_test_accuracy"].items():
         table = make_table(f"test accuracy by queries, {signal} as the signal")
         points = next(iter(rows.values()))
