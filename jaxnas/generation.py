@@ -74,7 +74,7 @@ class Quality(NamedTuple):
     uniqueness: float  # different ones of the valid; 1: all are different
     novelty: float  # of the different valid ones, those that are not known
     reconstruction: float  # of architectures drawn from the space
-    collapsed: bool  # all samples are one; of one sample alone nobody can tell
+    collapsed: bool  # all samples are one
 
 
 def quality(
